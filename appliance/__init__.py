@@ -1,0 +1,1 @@
+"""The supervisor that runs on the node: life cycle, overlay, API, status."""

@@ -1,0 +1,1 @@
+"""The encrypted overlay: discovery, mutual authentication, addresses, WireGuard."""

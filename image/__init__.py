@@ -1,0 +1,1 @@
+"""Builds root file systems, disk images and update bundles (workstation only)."""

@@ -1,0 +1,1 @@
+"""A/B updates: RAUC over D-Bus, the trial of a new slot, mark good or fall back."""

@@ -1,0 +1,1 @@
+"""Token, identity and certificates, token sources on the node, personalising media."""

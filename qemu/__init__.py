@@ -1,0 +1,1 @@
+"""Machines in QEMU and the networks between them (workstation only)."""

@@ -1,0 +1,54 @@
+"""``skerry``: finds the sub-commands of the packages that are installed, and runs one."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from skerry import __version__
+from skerry.errors import SkerryError
+
+# A node has fewer of them than a workstation; each offers `commands.register(subparsers)`.
+PACKAGES = ("provisioning", "appliance", "ota", "image", "qemu")
+
+Handler = Callable[[argparse.Namespace], int | None]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with the sub-commands of every installed package."""
+    parser = argparse.ArgumentParser(
+        prog="skerry", description="One image, one token, one cluster.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"skerry {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.commands"):
+            importlib.import_module(f"{package}.commands").register(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a :class:`SkerryError` becomes two lines."""
+    parsed = build_parser().parse_args(arguments)
+    handler: Handler = parsed.handler
+    try:
+        return handler(parsed) or 0
+    except SkerryError as error:
+        print(f"skerry: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone: keep the interpreter's last flush from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

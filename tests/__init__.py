@@ -1,0 +1,1 @@
+"""Tests: unit (no root, no sleeping), netns, vm, and the benchmarks."""
