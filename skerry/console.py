@@ -1,6 +1,6 @@
 """What people see: steps with elapsed time, progress bars, tables.
 
-Everything here writes to *stderr* except :func:`table`, so that the output of a command can be piped.
+All of it writes to *stderr* (:func:`table` returns text), so a command's output can be piped.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from __future__ import annotations
 class SkerryError(Exception):
     """Something that a person can act on.
 
-    ``str(error)`` names what is wrong, the value and the place; ``hint`` is the way out. The command
-    line prints both and exits with ``exit_status``: no traceback.
+    ``str(error)`` names what is wrong, the value and the place; ``hint`` is the way out. The
+    command line prints both and exits with ``exit_status``: no traceback.
     """
 
     exit_status = 1
