@@ -1,0 +1,170 @@
+"""What an operator decides for a whole network: one typed model.
+
+Command-line options, the network file, the token and the documentation derive from
+:class:`Settings`. Only what differs from a default is written down; therefore a default never
+changes within a format version, it gets a new name instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from provisioning.errors import ProvisioningError
+
+PEERS_MAX = 32
+TEXT_MAX = 256
+Value = bool | int | str | tuple[str, ...] | None
+
+
+class SettingsError(ProvisioningError):
+    """A setting that cannot be."""
+
+
+class UnknownSettingError(SettingsError):
+    """A setting that this version of Skerry has never heard of."""
+
+
+def _setting(explanation: str, *, default: Any) -> Any:  # noqa: ANN401 - as dataclasses.field
+    return field(default=default, metadata={"help": explanation})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A network's settings; anything that cannot be raises SettingsError on construction."""
+
+    host_range: str = _setting("IPv4 range of the nodes' overlay addresses", default="10.10.0.0/16")
+    mdns: bool = _setting("members on one LAN find each other by mDNS", default=True)
+    dht: bool = _setting("members find each other through the public Mainline DHT", default=True)
+    vpn: bool = _setting("nodes form the encrypted overlay", default=True)
+    peers: tuple[str, ...] = _setting("nodes to try first, as HOST:PORT", default=())
+    update_server: str | None = _setting(
+        "URL of the fleet server that offers updates", default=None
+    )
+    expected_nodes: int | None = _setting("nodes that the network will have at first", default=None)
+    servers: int = _setting("Kubernetes servers to grow to: 1 or 3", default=1)
+    pod_range: str = _setting("IPv4 range of the pods", default="10.42.0.0/16")
+    pod_node_bits: int = _setting("prefix length of each node's share of the pod range", default=24)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        host = _check_range("host_range", self.host_range)
+        pods = _check_range("pod_range", self.pod_range)
+        if host.overlaps(pods):
+            raise SettingsError(
+                f"pod_range {self.pod_range} overlaps host_range {self.host_range}",
+                hint="choose two ranges that share no address",
+            )
+        if not pods.prefixlen < self.pod_node_bits <= 28:
+            raise SettingsError(
+                f"pod_node_bits {self.pod_node_bits} does not fit pod_range {self.pod_range}",
+                hint=f"choose {pods.prefixlen + 1} to 28",
+            )
+        if len(self.peers) > PEERS_MAX:
+            raise SettingsError(f"{len(self.peers)} peers are given", hint=f"at most {PEERS_MAX}")
+        for peer in self.peers:
+            _check_peer(peer)
+        if self.update_server is not None:
+            _check_url(self.update_server)
+        if self.expected_nodes is not None and not 1 <= self.expected_nodes <= 1_000_000:
+            raise SettingsError(f"expected_nodes cannot be {self.expected_nodes}")
+        if self.servers not in {1, 3}:
+            raise SettingsError(f"servers cannot be {self.servers}", hint="choose 1 or 3")
+
+    def changed(self) -> dict[str, Value]:
+        """Return the settings that differ from their defaults, by name."""
+        pairs = ((one, getattr(self, one.name)) for one in dataclasses.fields(self))
+        return {one.name: value for one, value in pairs if value != one.default}
+
+
+def explanations() -> dict[str, tuple[Value, str]]:
+    """Return default and explanation of every setting, by name."""
+    defaults = Settings()
+    return {
+        one.name: (getattr(defaults, one.name), one.metadata["help"])
+        for one in dataclasses.fields(Settings)
+    }
+
+
+def unknown_settings(changed: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the names that this version does not know, sorted."""
+    return tuple(sorted(set(changed) - set(explanations())))
+
+
+def settings_from(changed: Mapping[str, object]) -> Settings:
+    """Return the settings that differ from the defaults as given: the inverse of `changed`.
+
+    Raises UnknownSettingError or SettingsError, also when a default is spelled out: a token has
+    one form only.
+    """
+    if unknown := unknown_settings(changed):
+        raise UnknownSettingError(
+            f"the setting {unknown[0][:40]!r} is unknown to this version of Skerry",
+            hint="update this node's image, or make the token with the version it runs",
+        )
+    try:
+        settings = msgspec.convert(dict(changed), Settings, strict=True)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"a setting has the wrong type: {error}") from error
+    if settings.changed().keys() != set(changed):
+        raise SettingsError("a setting is spelled out although it has its default")
+    return settings
+
+
+def _check_range(name: str, text: str) -> ipaddress.IPv4Network:
+    try:
+        network = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"{name} {text[:40]!r} is not an IPv4 range", hint="write it like 10.10.0.0/16"
+        ) from error
+    if str(network) != text or not 8 <= network.prefixlen <= 24:
+        raise SettingsError(
+            f"{name} {text[:40]!r} has a wrong size", hint="choose a prefix of /8 to /24"
+        )
+    return network
+
+
+def _check_peer(peer: str) -> None:
+    host, colon, port = peer.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    right = (
+        len(peer) <= TEXT_MAX
+        and bool(colon and host)
+        and port.isascii()
+        and port.isdigit()
+        and len(port) <= 5
+        and 0 < int(port) < 65536
+        and (bracketed or ":" not in host)
+        and host.isascii()
+        and host.isprintable()
+        and not any(letter in host for letter in " /@")
+    )
+    if right and bracketed:
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            right = False
+    if not right:
+        raise SettingsError(
+            f"{peer[:60]!r} is not a peer",
+            hint="write HOST:PORT, an IPv6 address in brackets: [2001:db8::1]:51820",
+        )
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        right = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        right = False
+    if not right or len(url) > TEXT_MAX or not (url.isascii() and url.isprintable()):
+        raise SettingsError(
+            f"update_server {url[:60]!r} is not a URL", hint="write it like https://fleet.example/"
+        )
