@@ -1,0 +1,1 @@
+"""Benchmarks: figures in one run, side by side; never part of a timed test."""
