@@ -47,6 +47,7 @@ PACKAGES = (
     "mtools",
     "openssl",
     "ovmf",
+    "python3-minimal",
     "qemu-efi-aarch64",
     "qemu-system-arm",
     "qemu-system-x86",
