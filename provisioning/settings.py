@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import typing
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,25 +84,42 @@ class Settings:
         return {one.name: value for one, value in pairs if value != one.default}
 
 
-def explanations() -> dict[str, tuple[Value, str]]:
-    """Return default and explanation of every setting, by name."""
-    defaults = Settings()
-    return {
-        one.name: (getattr(defaults, one.name), one.metadata["help"])
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A setting as an option: ``kind`` is bool, int, str or tuple (of str)."""
+
+    name: str
+    kind: type
+    default: Value
+    help: str
+
+
+def explanations() -> tuple[Explained, ...]:
+    """Return every setting in its order."""
+    defaults, hints = Settings(), typing.get_type_hints(Settings)
+    return tuple(
+        Explained(
+            one.name, _kind(hints[one.name]), getattr(defaults, one.name), one.metadata["help"]
+        )
         for one in dataclasses.fields(Settings)
-    }
+    )
+
+
+def _kind(hint: object) -> type:
+    choices = {hint, typing.get_origin(hint), *typing.get_args(hint)}
+    return next(kind for kind in (bool, int, tuple, str) if kind in choices)
 
 
 def unknown_settings(changed: Mapping[str, object]) -> tuple[str, ...]:
     """Return the names that this version does not know, sorted."""
-    return tuple(sorted(set(changed) - set(explanations())))
+    return tuple(sorted(set(changed) - set(Settings.__dataclass_fields__)))
 
 
-def settings_from(changed: Mapping[str, object]) -> Settings:
+def settings_from(changed: Mapping[str, object], *, spelled_out: bool = False) -> Settings:
     """Return the settings that differ from the defaults as given: the inverse of `changed`.
 
-    Raises UnknownSettingError or SettingsError, also when a default is spelled out: a token has
-    one form only.
+    Raises UnknownSettingError or SettingsError; also when a default is spelled out, unless that
+    is allowed: a token has one form only, people may say what is anyway so.
     """
     if unknown := unknown_settings(changed):
         raise UnknownSettingError(
@@ -112,7 +130,7 @@ def settings_from(changed: Mapping[str, object]) -> Settings:
         settings = msgspec.convert(dict(changed), Settings, strict=True)
     except msgspec.ValidationError as error:
         raise SettingsError(f"a setting has the wrong type: {error}") from error
-    if settings.changed().keys() != set(changed):
+    if not spelled_out and settings.changed().keys() != set(changed):
         raise SettingsError("a setting is spelled out although it has its default")
     return settings
 

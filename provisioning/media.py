@@ -1,0 +1,76 @@
+"""Root's part in finding tokens: copies one from a medium into the supervisor's inbox.
+
+Run by ``skerry-token-media@DEVICE.service``, which udev starts for a file system labelled SKERRY or
+CIDATA as long as the node has no identity. The medium is mounted read-only in the service's own
+mount namespace, and unmounted before this returns.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from provisioning.errors import ProvisioningError
+from provisioning.sources import inbox
+from provisioning.sources.directory import token_on
+from provisioning.sources.nocloud import FILES as SEED_FILES
+
+OWN_PARTITION = Path("/run/skerry/disk/token")
+_FILE_SYSTEMS = "vfat,iso9660,exfat,ext4"
+_MOUNT_SECONDS = 30
+
+
+class MediaError(ProvisioningError):
+    """A medium that cannot be read."""
+
+
+def import_media(device: Path, inbox_directory: Path, *, own: Path = OWN_PARTITION) -> Path | None:
+    """Copy the token on a block device's file system into the inbox; None if there is none.
+
+    The inbox file's name says the source: ``disk`` for our own boot medium's partition, ``usb``
+    for another medium, ``nocloud`` for a seed. Whether the token is good is the supervisor's
+    business, so that it can tell people.
+    """
+    with _mounted(device) as root:
+        found = token_on(root)
+    if found is None:
+        return None
+    file_name, content = found
+    kind = _kind(device, own, file_name)
+    return inbox.put(inbox_directory, f"{kind}-{device.name}{inbox.SUFFIX}", content)
+
+
+def _kind(device: Path, own: Path, file_name: str) -> str:
+    if own.exists() and own.resolve() == device.resolve():
+        return inbox.DISK
+    return inbox.NOCLOUD if file_name in SEED_FILES else inbox.USB
+
+
+@contextmanager
+def _mounted(device: Path) -> Iterator[Path]:
+    if not device.is_block_device():
+        raise MediaError(f"{device} is not a block device")
+    base = os.environ.get("RUNTIME_DIRECTORY")
+    with tempfile.TemporaryDirectory(prefix="skerry-media-", dir=base) as target:
+        options = "ro,nosuid,nodev,noexec,nosymfollow"
+        _run("mount", "-t", _FILE_SYSTEMS, "-o", options, "--", str(device), target)
+        try:
+            yield Path(target)
+        finally:
+            _run("umount", "--", target)
+
+
+def _run(*command: str) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_MOUNT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MediaError(f"{command[0]} failed: {error}") from error
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()
+        raise MediaError(f"{' '.join(command)}: {reason[-1] if reason else done.returncode}")

@@ -1,0 +1,216 @@
+"""Handlers of ``skerry network`` and ``skerry token`` on the operator's machine."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from provisioning import operator_files as files
+from provisioning.durations import expiry, moment_text
+from provisioning.errors import FormatError, ProvisioningError
+from provisioning.files import FileError, read_small
+from provisioning.keys import id_text
+from provisioning.network import NetworkInfo
+from provisioning.settings import settings_from
+from provisioning.token import TEXT_LIMIT, Token, make_token
+from skerry import console
+from skerry.errors import UsageError
+
+
+def network_new(arguments: argparse.Namespace) -> None:
+    """Make a network."""
+    given = {
+        name.removeprefix("setting_"): tuple(value) if isinstance(value, list) else value
+        for name, value in vars(arguments).items()
+        if name.startswith("setting_")
+    }
+    settings = settings_from(given, spelled_out=True)
+    passphrase = None
+    if arguments.passphrase_file:
+        passphrase = _passphrase_in(arguments.passphrase_file)
+    elif arguments.passphrase:
+        passphrase = _new_passphrase()
+    directory = arguments.dir or files.networks_directory() / arguments.name
+    network = files.create_network(directory, arguments.name, settings, passphrase=passphrase)
+    if arguments.json:
+        print(json.dumps(_describe_network(network) | {"directory": str(directory)}))
+    else:
+        console.note(f"network {network.name} ({id_text(network.network_id)}) is in {directory}")
+        console.note(f"keep {directory / files.KEY_FILE} safe and backed up: who has it can make")
+        console.note("tokens; without it, nobody can. Now: skerry token new")
+
+
+def network_show(arguments: argparse.Namespace) -> None:
+    """Say what a network is."""
+    network = files.load_network(files.find_network(arguments.network))
+    _print(_describe_network(network), as_json=arguments.json)
+
+
+def token_new(arguments: argparse.Namespace) -> None:
+    """Make a token and print it."""
+    directory = files.find_network(arguments.network)
+    operator = files.open_network(directory, lambda: _passphrase(arguments.passphrase_file))
+    now = time.time()
+    if arguments.count is not None and arguments.count < 1:
+        raise UsageError(f"--count cannot be {arguments.count}", hint="give 1 or more")
+    try:
+        token = make_token(
+            operator.network,
+            operator.root_seed,
+            now=now,
+            roles=frozenset(arguments.role or ["auto"]),
+            labels=_labels(arguments.label),
+            expires=expiry(arguments.expires, now),
+            count=arguments.count,
+            founder=arguments.founder,
+        )
+    except FormatError as error:
+        raise UsageError(f"no such token can be made: {error}") from error
+    text = token.text()
+    if arguments.json:
+        print(json.dumps({"token": text} | _describe_token(token)))
+        return
+    print(text)
+    until = (
+        "forever" if token.grant.expires is None else f"until {moment_text(token.grant.expires)}"
+    )
+    console.note(f"a token of network {token.network.name}: it lets new nodes in {until}")
+    if token.grant.count is not None:
+        console.note("its count is written in it, but nodes do not keep count of each other yet")
+
+
+def token_show(arguments: argparse.Namespace) -> None:
+    """Say what is in a token."""
+    _print(_describe_token(read_token(arguments.token)), as_json=arguments.json)
+
+
+def token_qr(arguments: argparse.Namespace) -> None:
+    """Draw a token."""
+    try:
+        import segno
+    except ImportError as error:
+        raise ProvisioningError(
+            "QR codes need the Python package segno", hint="install skerry[workstation]"
+        ) from error
+    code = segno.make_qr(read_token(arguments.token).text(), error="m", boost_error=False)
+    target: Path | None = arguments.png or arguments.svg
+    if target is None:
+        code.terminal(sys.stdout, border=2, compact=True)
+        return
+    try:
+        # The picture is the token: nobody else may read it.
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            code.save(file, kind="png" if arguments.png else "svg", scale=6, border=4)
+    except OSError as error:
+        raise ProvisioningError(
+            f"{target} cannot be written: {error.strerror}", hint="choose another file"
+        ) from error
+    console.note(f"wrote {target}; treat it like the token itself")
+
+
+def read_token(given: str) -> Token:
+    """Return the token that an argument means: its text, a file, or ``-`` for standard input."""
+    if given == "-":
+        return Token.parse(sys.stdin.buffer.read(TEXT_LIMIT + 1))
+    path = Path(given)
+    try:
+        is_file = not given.upper().startswith("SKERRY") and path.exists()
+        is_file = is_file or (len(given) < 200 and path.is_file())
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
+        return Token.parse(given)
+    try:
+        return Token.parse(read_small(path.resolve(), TEXT_LIMIT))
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _describe_network(network: NetworkInfo) -> dict[str, Any]:
+    return {
+        "network": network.name,
+        "network_id": id_text(network.network_id),
+        "epoch": network.epoch,
+        "settings": network.settings.changed(),
+    }
+
+
+def _describe_token(token: Token) -> dict[str, Any]:
+    grant = token.grant
+    return _describe_network(token.network) | {
+        "grant_id": id_text(grant.grant_id),
+        "roles": sorted(grant.roles),
+        "founder": grant.founder,
+        "labels": dict(grant.labels),
+        "issued": grant.issued,
+        "expires": grant.expires,
+        "count": grant.count,
+        "expired": grant.expired(time.time()),
+    }
+
+
+def _print(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+        return
+    rows = [(name.replace("_", " "), _shown(name, value)) for name, value in facts.items()]
+    print("\n".join(f"{name:<12}{text}".rstrip() for name, text in rows))
+
+
+def _shown(name: str, value: Any) -> str:  # noqa: ANN401 - whatever JSON can say
+    if name in {"issued", "expires"}:
+        return "never" if value is None else moment_text(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_shown('', one)}" for key, one in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals or key in labels:
+            raise UsageError(f"--label {one!r} is no new KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _passphrase_in(path: Path) -> str:
+    try:
+        text = read_small(path.resolve(), 4096).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"the passphrase in {path} cannot be read: {error}") from error
+    passphrase = text.removesuffix("\n").removesuffix("\r")
+    if not passphrase:
+        raise FileError(f"the passphrase in {path} is empty")
+    return passphrase
+
+
+def _passphrase(path: Path | None) -> str:
+    if path is not None:
+        return _passphrase_in(path)
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "the root key is sealed by a passphrase", hint="give it with --passphrase-file"
+        )
+    return getpass.getpass("passphrase of the root key: ")
+
+
+def _new_passphrase() -> str:
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on", hint="use --passphrase-file")
+    first = getpass.getpass("new passphrase: ")
+    if not first or first != getpass.getpass("the same again: "):
+        raise UsageError("the passphrases are empty or differ")
+    return first
