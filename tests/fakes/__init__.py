@@ -1,0 +1,1 @@
+"""Stand-ins for services that a test machine does not have."""
