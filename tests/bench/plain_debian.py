@@ -45,7 +45,7 @@ _GRUB_MODULES = (
 _SEED = "mkdir -p $1/var/lib/cloud/seed/nocloud && cd $1/var/lib/cloud/seed/nocloud"
 _HOOKS = (
     f"{_SEED} && echo 'instance-id: plain' >meta-data && echo '#cloud-config' >user-data",
-    'printf "[Match]\\nName=en* eth*\\n[Network]\\nDHCP=yes\\n" >$1/etc/systemd/network/80-dhcp.network',
+    'printf "[Match]\\nName=e*\\n[Network]\\nDHCP=yes\\n" >$1/etc/systemd/network/80-dhcp.network',
     "systemctl --root=$1 enable systemd-networkd.service >/dev/null 2>&1",
     "echo 'LABEL=plainroot / ext4 errors=remount-ro 0 1' >$1/etc/fstab",
     "echo plain >$1/etc/hostname",
