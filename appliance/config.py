@@ -1,0 +1,53 @@
+"""What a supervisor is told when it starts; the defaults are the node's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STATE_DIR = Path("/data/skerry")
+RUN_DIR = Path("/run/skerry")
+WIREGUARD_MODES = ("auto", "kernel", "userspace")
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorConfig:
+    """Paths and options of one supervisor."""
+
+    state_dir: Path = STATE_DIR
+    run_dir: Path = RUN_DIR
+    interface: str = "skerry0"
+    wireguard: str = "auto"
+    wireguard_go: Path | None = None
+    listen_port: int = 51820
+    token_file: Path | None = None
+    name: str | None = None
+    credentials: Path | None = None
+    debug: bool = False
+
+    @property
+    def database(self) -> Path:
+        """The state database."""
+        return self.state_dir / "state.db"
+
+    @property
+    def identity_dir(self) -> Path:
+        """Keys and certificate."""
+        return self.state_dir / "identity"
+
+    @property
+    def socket(self) -> Path:
+        """The local API."""
+        return self.run_dir / "api.sock"
+
+    @property
+    def inbox(self) -> Path:
+        """Where tokens are handed over."""
+        return self.run_dir / "inbox"
+
+    @property
+    def issue(self) -> Path:
+        """What the login prompts of all consoles show (agetty(8) reads it)."""
+        if self.run_dir == RUN_DIR:
+            return Path("/run/issue.d/50-skerry.issue")
+        return self.run_dir / "issue"

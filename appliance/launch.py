@@ -1,0 +1,81 @@
+"""Starts a supervisor as a process: directories, logging, event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+from contextlib import suppress
+from typing import Any
+
+import uvloop
+
+from appliance import journal, people
+from appliance.config import SupervisorConfig
+from appliance.journal import Redactor
+from appliance.notify import Notifier
+from appliance.people import Console
+from appliance.store import Store
+from appliance.supervisor import OverlayEdge, OverlayFactory, Supervisor
+from provisioning.identity import Identity
+from skerry.errors import SkerryError
+
+
+def prepare_directories(config: SupervisorConfig) -> None:
+    """Make what is missing of the directories. Raises SkerryError for the run directory only."""
+    with suppress(OSError):  # the store and the identity say what is wrong with it
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        config.inbox.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SkerryError(
+            f"{config.run_dir} can't be used: {error.strerror}",
+            hint="On a node, systemd-tmpfiles makes it; by hand, give another --run-dir.",
+        ) from error
+
+
+def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None) -> int:
+    """Run a supervisor until it is told to stop."""
+    os.umask(0o077)
+    redactor = Redactor(people.TOKEN_PATTERNS)
+    by_hand = os.environ.get("JOURNAL_STREAM") is None
+    journal.set_up(
+        redactor,
+        level=logging.DEBUG if config.debug else logging.INFO,
+        journal=None if by_hand else journal.JOURNAL_SOCKET,
+    )
+    prepare_directories(config)
+    notifier = Notifier()
+
+    async def main() -> None:
+        supervisor = Supervisor(
+            config,
+            make_overlay=make_overlay or _real_overlay,
+            redactor=redactor,
+            notifier=notifier,
+            console=Console(config.issue),
+        )
+        await supervisor.run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+    notifier.close()
+    return 0
+
+
+def _real_overlay(identity: Identity, store: Store, config: SupervisorConfig) -> OverlayEdge:
+    service: Any = importlib.import_module("appliance.overlay.service")
+
+    overlay: OverlayEdge = service.Overlay(
+        identity,
+        store,
+        service.OverlayConfig(
+            interface=config.interface,
+            wireguard=config.wireguard,
+            wireguard_go=config.wireguard_go,
+            listen_port=config.listen_port,
+        ),
+    )
+    return overlay

@@ -1,0 +1,109 @@
+"""What the supervisor tells about itself, as one document (``GET /v1/status``).
+
+Fields are only ever added; names carry their unit (``_s``, ``_ms``).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.machine import Release
+from appliance.problem import Problem
+from provisioning.keys import id_text
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A member of the network as this node sees it."""
+
+    node_id: str
+    name: str
+    addresses: tuple[str, ...]
+    endpoint: str
+    path: str
+    rtt_ms: float | None
+    handshake_age_s: float | None
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Somebody who was not let in, and why."""
+
+    cause: str
+    who: str
+    count: int
+    age_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayView:
+    """The encrypted network's end on this node."""
+
+    interface: str
+    mode: str
+    addresses: tuple[str, ...]
+    listen_port: int
+    peers: tuple[Peer, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedToken:
+    """A token that was found and can't be used."""
+
+    where: str
+    error: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole document."""
+
+    state: str
+    state_since_s: float
+    reasons: tuple[Problem, ...]
+    # Found wrong in the past; nothing is to be done about it.
+    notices: tuple[Problem, ...]
+    name: str
+    node_id: str
+    network: str
+    network_id: str
+    release: Release
+    uptime_s: float
+    supervisor_uptime_s: float
+    overlay: OverlayView | None = None
+    refused_tokens: tuple[RefusedToken, ...] = ()
+    api: int = 1
+
+
+def overlay_view(snapshot: Any) -> OverlayView:  # noqa: ANN401 - OverlayStatus
+    """Return the part of a snapshot that is told."""
+    return OverlayView(
+        interface=snapshot.interface,
+        mode=_text(snapshot.mode),
+        addresses=tuple(str(address) for address in snapshot.addresses),
+        listen_port=snapshot.listen_port,
+        peers=tuple(
+            Peer(
+                node_id=id_text(peer.node_id),
+                name=peer.name,
+                addresses=tuple(str(address) for address in peer.addresses),
+                endpoint=_text(peer.endpoint),
+                path=_text(peer.path),
+                rtt_ms=peer.rtt_ms,
+                handshake_age_s=peer.handshake_age_s,
+                up=peer.up,
+            )
+            for peer in snapshot.peers
+        ),
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        value = value.value
+    return "" if value is None else str(value)

@@ -1,0 +1,438 @@
+"""The supervisor: the shell around the life cycle.
+
+It performs what :mod:`appliance.lifecycle` decides and tells it what happened. Nothing that comes
+from outside ends it; only a state directory that another supervisor uses, or a run directory that
+can't be used, do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from appliance import lifecycle, machine, status
+from appliance.api import Answer, ApiServer, Handler
+from appliance.config import SupervisorConfig
+from appliance.http import HttpError, Request
+from appliance.journal import Redactor
+from appliance.lifecycle import Lifecycle
+from appliance.notify import Notifier
+from appliance.people import Console, headline
+from appliance.problem import Problem
+from appliance.store import Store
+from appliance.tokens import TokenWatch
+from provisioning.identity import Identity, IdentityError, IdentityStore
+from provisioning.keys import id_text
+from provisioning.names import is_name
+from provisioning.sources import Found
+from provisioning.token import Token
+from skerry.errors import SkerryError
+
+log = logging.getLogger(__name__)
+
+QUICK_TICK_SECONDS = 1.0
+TICK_SECONDS = 5.0
+RETRY_TOKEN_SECONDS = 30.0
+STUCK_SECONDS = 60.0
+LEAST_FREE = 8 * 1024 * 1024
+
+
+class OverlayEdge(Protocol):
+    """What the supervisor needs of the overlay (appliance/overlay/service.py)."""
+
+    async def start(self) -> None:
+        """Bring the interface up and begin to look for members."""
+
+    async def stop(self) -> None:
+        """Stop; the tunnel and its peers stay as they are."""
+
+    def snapshot(self) -> Any:  # noqa: ANN401 - OverlayStatus
+        """Return what is so now, from memory."""
+
+
+OverlayFactory = Callable[[Identity, Store, SupervisorConfig], OverlayEdge]
+
+
+class Supervisor:
+    """One node's supervisor. ``run()`` returns when it was told to stop."""
+
+    def __init__(
+        self,
+        config: SupervisorConfig,
+        *,
+        make_overlay: OverlayFactory,
+        redactor: Redactor,
+        notifier: Notifier,
+        console: Console,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._make_overlay = make_overlay
+        self._redactor = redactor
+        self._notifier = notifier
+        self._console = console
+        self._wall_clock = wall_clock
+        self._store = Store.open(config.database, clock=wall_clock)
+        self._identities = IdentityStore(config.identity_dir)
+        self._identity: Identity | None = None
+        self._tokens = TokenWatch(config)
+        self._in_hand: tuple[Token, Found | None] | None = None
+        self._failed_at = float("-inf")
+        self._overlay: OverlayEdge | None = None
+        self._release = machine.read_release()
+        self._facts = Lifecycle()
+        self._state_since = time.monotonic()
+        self._begun = time.monotonic()
+        self._ticked = time.monotonic()
+        self._stopping = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Live until SIGTERM or SIGINT. The tunnel outlives us."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._keep_watchdog_fed()
+        self._begin()
+        api = ApiServer(self._config.socket, self.routes())
+        await api.start()
+        self._notifier.send(READY=1, STATUS=self._facts.state.value)
+        gc.collect()
+        gc.freeze()
+        try:
+            while not self._stopping.is_set():
+                self._tick()
+                await self._pause()
+        finally:
+            self._notifier.send(STOPPING=1)
+            await self._wind_down(api)
+
+    def stop(self) -> None:
+        """End ``run()``."""
+        self._stopping.set()
+        self._awake.set()
+
+    def routes(self) -> dict[tuple[str, str], Handler]:
+        """Return the API's table."""
+        return {
+            ("GET", "/v1/status"): self._get_status,
+            ("GET", "/v1/health"): self._get_health,
+            ("POST", "/v1/token"): self._post_token,
+        }
+
+    # The life cycle
+
+    def _begin(self) -> None:
+        damage = None
+        try:
+            self._identity = self._identities.load()
+        except IdentityError as error:
+            damage = self._damage(error)
+        for notice in self._identities.notices:
+            log.info("identity: %s", notice)
+        if self._identity is not None:
+            self._keep_secret(self._identity)
+        self._feed(lifecycle.Begun(self._identity is not None, damage))
+
+    def _damage(self, error: IdentityError) -> Problem:
+        """Say whether the identity is gone, or must not be replaced."""
+        code = "identity-lost"
+        try:
+            self._identities.load()
+        except IdentityError:
+            code = "identity-unusable"
+        return Problem(code, str(error), error.hint or "")
+
+    def _feed(self, event: lifecycle.Event) -> None:
+        self._facts, actions = lifecycle.step(self._facts, event, time.monotonic())
+        for action in actions:
+            match action:
+                case lifecycle.MakeIdentity():
+                    self._start_job(self._make_identity())
+                case lifecycle.StartOverlay():
+                    self._start_job(self._start_overlay())
+                case lifecycle.Report():
+                    self._report(action)
+        if actions:
+            self._awake.set()
+
+    def _tick(self) -> None:
+        try:
+            self._look_around()
+            self._show()
+        except Exception:
+            # A defect in here must not take the tunnel's keeper down; it is loud in the journal.
+            log.exception("a defect in the supervisor's round")
+        self._ticked = time.monotonic()
+
+    def _look_around(self) -> None:
+        if not self._store.retry():
+            log.debug("the state is in memory only")
+        stored = self._store.problems()
+        self._feed(lifecycle.Found("store", stored))
+        self._feed(lifecycle.Found("disk", self._disk_problems(stored)))
+        self._feed(lifecycle.Found("clock", self._clock_problems()))
+        if self._overlay is not None:
+            snapshot = self._overlay.snapshot()
+            self._feed(lifecycle.Found("network", tuple(snapshot.problems)))
+            self._feed(lifecycle.Tick(sum(1 for peer in snapshot.peers if peer.up)))
+        else:
+            self._feed(lifecycle.Tick())
+        if self._facts.wants_token:
+            self._look_for_token()
+        elif self._identity is not None:
+            self._tokens.ignore(f"{self._identity.name} of {self._identity.network.name}")
+
+    def _disk_problems(self, stored: Sequence[Problem]) -> tuple[Problem, ...]:
+        if any(problem.code == "disk-full" for problem in stored):
+            return ()
+        free = machine.free_bytes(self._config.state_dir)
+        problem = free is not None and lifecycle.room_problem(
+            free, str(self._config.state_dir), LEAST_FREE
+        )
+        return (problem,) if problem else ()
+
+    def _clock_problems(self) -> tuple[Problem, ...]:
+        floor = machine.image_epoch()
+        if self._identity is not None:
+            floor = max(floor, self._identity.time_floor)
+        problem = lifecycle.clock_problem(self._wall_clock(), floor)
+        return (problem,) if problem else ()
+
+    def _look_for_token(self) -> None:
+        if time.monotonic() - self._failed_at < RETRY_TOKEN_SECONDS:
+            return
+        found = self._tokens.search(self._wall_clock())
+        if found is not None:
+            log.info(
+                "token taken from %s",
+                found.where,
+                extra={"skerry_source": found.source_name, "skerry_where": found.where},
+            )
+            self._take(found.token, found)
+
+    def _take(self, token: Token, found: Found | None) -> None:
+        self._in_hand = (token, found)
+        self._redactor.hide(token.grant_seed)
+        self._feed(lifecycle.TokenAccepted(found.source_name if found else "api"))
+
+    async def _make_identity(self) -> None:
+        assert self._in_hand is not None  # noqa: S101 - MakeIdentity follows TokenAccepted only
+        token, found = self._in_hand
+        self._in_hand = None
+        try:
+            # Writing waits for the disk; the event loop does not.
+            identity = await asyncio.to_thread(
+                self._identities.create, token, name=self._wanted_name(), now=self._wall_clock()
+            )
+        except SkerryError as error:
+            self._failed_at = time.monotonic()
+            problem = Problem("identity-not-made", str(error), error.hint or "")
+            self._feed(lifecycle.IdentityFailed(problem))
+            return
+        self._keep_secret(identity)
+        self._identity = identity
+        if found is not None:
+            self._tokens.used(found)
+        log.info(
+            "this node is %s (%s) of network %s",
+            identity.name,
+            identity.id_text,
+            identity.network.name,
+            extra={"skerry_node": identity.id_text, "skerry_network": identity.network.name},
+        )
+        self._feed(lifecycle.IdentityMade())
+
+    def _wanted_name(self) -> str | None:
+        """Return the name that the operator gave the node, if any: option or credential."""
+        name = self._config.name
+        if name is None and self._config.credentials is not None:
+            with suppress(OSError, UnicodeDecodeError):
+                name = (self._config.credentials / "skerry.name").read_text()[:256].strip()
+        if name and not is_name(name):
+            log.warning("%r can't be the name of a node; it gets one of its own", name)
+            return None
+        return name or None
+
+    async def _start_overlay(self) -> None:
+        identity = self._identity
+        assert identity is not None  # noqa: S101 - StartOverlay follows an identity only
+        overlay: OverlayEdge | None = None
+        try:
+            if identity.network.settings.vpn:
+                overlay = self._make_overlay(identity, self._store, self._config)
+                await overlay.start()
+            self._overlay = overlay
+        except Exception as error:  # noqa: BLE001 - a defect there degrades the node, no more
+            problem = _overlay_problem(error)
+            if overlay is not None:
+                with suppress(Exception):
+                    await overlay.stop()
+            self._feed(lifecycle.OverlayFailed(problem))
+        else:
+            self._feed(lifecycle.OverlayStarted())
+
+    # People
+
+    def _report(self, report: lifecycle.Report) -> None:
+        state = report.state.value
+        if report.before is not report.state:
+            self._state_since = time.monotonic()
+            log.info(
+                "state %s -> %s",
+                report.before.value,
+                state,
+                extra={"skerry_state": state, "skerry_state_before": report.before.value},
+            )
+        for problem in report.new_reasons:
+            log.warning(
+                "%s. %s",
+                problem.message,
+                problem.hint,
+                extra={"skerry_state": state, "skerry_reason": problem.code},
+            )
+        for problem in report.gone_reasons:
+            log.info("no longer so: %s", problem.message, extra={"skerry_reason": problem.code})
+
+    def _show(self) -> None:
+        document = self.status()
+        self._console.show(document)
+        self._notifier.send(STATUS=headline(document))
+
+    def status(self) -> status.Status:
+        """Return what is so now."""
+        now = time.monotonic()
+        identity = self._identity
+        reasons = self._facts.reasons
+        return status.Status(
+            state=self._facts.state.value,
+            state_since_s=round(now - self._state_since, 1),
+            reasons=reasons,
+            notices=tuple(one for one in self._facts.problems if one not in reasons),
+            name=identity.name if identity else "",
+            node_id=identity.id_text if identity else "",
+            network=identity.network.name if identity else "",
+            network_id=id_text(identity.network.network_id) if identity else "",
+            release=self._release,
+            uptime_s=machine.uptime(),
+            supervisor_uptime_s=round(now - self._begun, 1),
+            overlay=status.overlay_view(self._overlay.snapshot()) if self._overlay else None,
+            refused_tokens=tuple(
+                status.RefusedToken(one.where, str(one.error), one.error.hint or "")
+                for one in self._tokens.rejected
+            ),
+        )
+
+    # The API
+
+    async def _get_status(self, _: Request) -> Answer:
+        return HTTPStatus.OK, self.status()
+
+    async def _get_health(self, _: Request) -> Answer:
+        ailments = self._facts.ailments
+        state = self._facts.state.value
+        return HTTPStatus.OK, {"healthy": not ailments, "state": state, "why": ailments}
+
+    async def _post_token(self, request: Request) -> Answer:
+        if not self._facts.wants_token:
+            raise self._no_token_wanted()
+        token = Token.parse(request.body)
+        token.check_time(self._wall_clock())
+        log.info("token handed over through the local API", extra={"skerry_source": "api"})
+        self._take(token, None)
+        await asyncio.wait(self._jobs)  # goes on if the client leaves
+        identity = self._identity
+        if identity is None:
+            problem = next((one for one in self._facts.reasons if "identity" in one.code), None)
+            raise HttpError(
+                HTTPStatus.INSUFFICIENT_STORAGE,
+                problem.message if problem else "the identity could not be made",
+                problem.hint if problem else "journalctl -u skerry says more",
+            )
+        return HTTPStatus.OK, {
+            "state": self._facts.state.value,
+            "name": identity.name,
+            "node_id": identity.id_text,
+            "network": identity.network.name,
+        }
+
+    def _no_token_wanted(self) -> HttpError:
+        if self._identity is not None:
+            return HttpError(
+                HTTPStatus.CONFLICT,
+                f"this node already is {self._identity.name} of network "
+                f"{self._identity.network.name}",
+                "To move it to another network, erase its data partition first.",
+            )
+        return HttpError(
+            HTTPStatus.CONFLICT,
+            f"no token is taken now: the node is {self._facts.state.value}",
+            " ".join(one.hint for one in self._facts.reasons) or "Try again in a moment.",
+        )
+
+    # Plumbing
+
+    def _keep_secret(self, identity: Identity) -> None:
+        self._redactor.hide(identity.wg_private)
+        self._redactor.hide(identity.network.otp_seed)
+
+    def _start_job(self, work: object) -> None:
+        assert asyncio.iscoroutine(work)  # noqa: S101
+        job = asyncio.ensure_future(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    def _keep_watchdog_fed(self) -> None:
+        """From the event loop, and only while the rounds go on: a hung supervisor gets killed."""
+        if self._notifier.watchdog_seconds is None:
+            return
+        if time.monotonic() - self._ticked < STUCK_SECONDS:
+            self._notifier.send(WATCHDOG=1)
+        asyncio.get_running_loop().call_later(
+            self._notifier.watchdog_seconds / 3, self._keep_watchdog_fed
+        )
+
+    async def _pause(self) -> None:
+        settled = self._facts.state in (lifecycle.State.READY, lifecycle.State.DEGRADED)
+        quick = not settled or self._facts.wants_token
+        self._awake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUICK_TICK_SECONDS if quick else TICK_SECONDS):
+                await self._awake.wait()
+
+    async def _wind_down(self, api: ApiServer) -> None:
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await api.stop()
+        if self._overlay is not None:
+            try:
+                await self._overlay.stop()
+            except Exception:
+                log.exception("a defect while stopping the overlay")
+        self._store.close()
+
+
+def _overlay_problem(error: Exception) -> Problem:
+    if isinstance(error, SkerryError):
+        return Problem("overlay", str(error), error.hint or "")
+    if isinstance(error, OSError):
+        return Problem(
+            "overlay",
+            f"the overlay can't be started: {error.strerror or error}",
+            "It is tried again by itself; journalctl -u skerry says more.",
+        )
+    log.error("a defect while starting the overlay", exc_info=error)
+    return Problem(
+        "overlay",
+        f"the overlay can't be started: a defect ({type(error).__name__})",
+        "It is tried again by itself; please report what `journalctl -u skerry -p err` shows.",
+    )
