@@ -19,6 +19,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add our sub-commands."""
     _register_network(subparsers)
     _register_token(subparsers)
+    _register_flash(subparsers)
 
 
 def _register_network(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -95,6 +96,19 @@ def _register_token(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     media.add_argument("device", type=Path)
     media.add_argument("--inbox", type=Path, default=Path("/run/skerry/inbox"))
     media.set_defaults(handler=_import_media)
+    wipe = actions.add_parser("wipe-media")
+    wipe.add_argument("device", type=Path)
+    wipe.set_defaults(handler=_wipe_media)
+
+
+def _register_flash(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    flash = subparsers.add_parser("flash", help="write an image to a disk, with a token on it")
+    flash.add_argument("image", type=Path, help="disk image: raw, .xz, .gz or .zst")
+    flash.add_argument("target", type=Path, help="block device (the whole disk) or file")
+    flash.add_argument("--token", help=_WHICH)
+    flash.add_argument("--size", help="size of a target file, such as 8G (default: the image's)")
+    flash.add_argument("--yes", action="store_true", help="do not ask before overwriting")
+    flash.set_defaults(handler=_flash)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -139,3 +153,17 @@ def _import_media(arguments: argparse.Namespace) -> None:
         console.note(f"token of {arguments.device} handed to the supervisor as {path.name}")
     else:
         console.note(f"{arguments.device} holds no token")
+
+
+def _wipe_media(arguments: argparse.Namespace) -> None:
+    from provisioning.media import wipe_media
+    from skerry import console
+
+    if wipe_media(arguments.device):
+        console.note(f"the token on {arguments.device} was used and is erased")
+
+
+def _flash(arguments: argparse.Namespace) -> None:
+    from provisioning import flash_command
+
+    flash_command.flash_handler(arguments)

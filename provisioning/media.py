@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from provisioning.errors import ProvisioningError
+from provisioning.fat import FatVolume
 from provisioning.sources import inbox
-from provisioning.sources.directory import token_on
+from provisioning.sources.directory import FLASHED_NAME, token_on
 from provisioning.sources.nocloud import FILES as SEED_FILES
+from provisioning.storage import Window, device_size
 
 OWN_PARTITION = Path("/run/skerry/disk/token")
 _FILE_SYSTEMS = "vfat,iso9660,exfat,ext4"
@@ -42,6 +44,24 @@ def import_media(device: Path, inbox_directory: Path, *, own: Path = OWN_PARTITI
     file_name, content = found
     kind = _kind(device, own, file_name)
     return inbox.put(inbox_directory, f"{kind}-{device.name}{inbox.SUFFIX}", content)
+
+
+def wipe_media(device: Path) -> bool:
+    """Erase the token on our own boot medium's SKERRY partition; False if there is none.
+
+    Run as root once the node has its identity: who steals the medium must not find a way to make
+    more nodes. A person's own stick is never written to.
+    """
+    if not device.is_block_device():
+        raise MediaError(f"{device} is not a block device")
+    handle = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        volume = FatVolume(Window(handle, 0, device_size(handle)))
+        erased = volume.erase(FLASHED_NAME)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return erased
 
 
 def _kind(device: Path, own: Path, file_name: str) -> str:

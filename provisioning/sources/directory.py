@@ -14,7 +14,9 @@ from provisioning.files import FileError, read_small
 from provisioning.sources import nocloud
 from provisioning.token import TEXT_LIMIT
 
-TOKEN_FILES = ("token.txt", "skerry-token.txt", "TOKEN.TXT", "SKERRY-TOKEN.TXT")
+# FAT finds names in either case; `skerry flash` writes the first as an 8.3 name.
+FLASHED_NAME = "TOKEN.TXT"
+_NAMES = ("token.txt", "skerry-token.txt")
 _SEED_LIMIT = 256 * 1024
 
 
@@ -23,7 +25,7 @@ def token_on(root: Path) -> tuple[str, bytes] | None:
 
     Raises ProvisioningError for a file that should hold one and cannot be used.
     """
-    for name, content in _read(root, TOKEN_FILES, TEXT_LIMIT):
+    for name, content in _read(root, _NAMES, TEXT_LIMIT):
         return name, content
     for name, content in _read(root, nocloud.FILES, _SEED_LIMIT):
         if (text := nocloud.token_in(content.decode(errors="replace"))) is not None:
