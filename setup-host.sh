@@ -24,6 +24,7 @@ need python3-venv "an environment with locked dependencies" 'python3 -c "import 
 need mmdebstrap "makes the Debian roots" 'command -v mmdebstrap'
 need debian-archive-keyring "checks Debian's signatures" \
     'test -e /usr/share/keyrings/debian-archive-keyring.gpg -o -e /usr/share/keyrings/debian-archive-keyring.pgp'
+need dbus-daemon "a private bus for the tests of updates" 'command -v dbus-daemon'
 need iproute2 "network namespaces of the tests" 'command -v ip' 'command -v bridge'
 need iputils-ping "pings of the tests" 'command -v ping'
 need nftables "firewalls of the test networks" 'PATH=$PATH:/usr/sbin command -v nft'

@@ -23,9 +23,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     commands = parser.add_subparsers(dest="update_command", metavar="COMMAND", required=True)
 
     install = commands.add_parser("install", help="write a bundle into the other slot, and try it")
-    install.add_argument(
-        "file", metavar="FILE", help="bundle (.raucb) or a block device holding one"
-    )
+    install.add_argument("file", metavar="FILE", help="the bundle (.raucb)")
     install.add_argument("--reboot", action="store_true", help="reboot into it when it is written")
     install.add_argument(
         "--force", action="store_true", help="even a release that is running or failed before"

@@ -264,7 +264,10 @@ class _Watch:
         elif key == (_PROPERTIES, "PropertiesChanged", "sa{sv}as"):
             changed = message.body[1].get("Progress")
             if changed is not None and self._on_progress:
-                self._on_progress(_progress(_plain(changed)))
+                progress = _progress(_plain(changed))
+                # A failure ends at 100 percent too, which would be a lie in a progress bar.
+                if not progress.message.endswith("failed."):
+                    self._on_progress(progress)
         elif key == (_BUS, "NameOwnerChanged", "sss"):
             name, _, new_owner = message.body
             if name == SERVICE and not new_owner:

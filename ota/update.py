@@ -6,7 +6,7 @@ activated, a failure is remembered before the record goes, and the record goes l
 
 from __future__ import annotations
 
-import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -362,29 +362,15 @@ def _find_slot(slots: tuple[Slot, ...], wanted: Callable[[Slot], bool], what: st
 
 def _readable(bundle: Path) -> int:
     """Return the size of the bundle, or say why it cannot be one."""
+    hint = "give the path of a .raucb file on this node; copy it from a stick to /data first"
     try:
-        descriptor = os.open(bundle, os.O_RDONLY | os.O_NONBLOCK)
+        found = bundle.stat()
     except OSError as error:
         raise OtaError(
-            f"{bundle} cannot be read: {error.strerror}",
-            hint="give the path of a .raucb file on this node",
-            trouble=Trouble.NO_FILE,
+            f"{bundle} cannot be read: {error.strerror}", hint=hint, trouble=Trouble.NO_FILE
         ) from error
-    try:
-        # A block device is welcome: a bundle may lie raw on a stick. Its size is where it ends.
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-    except OSError as error:
-        raise OtaError(
-            f"{bundle} is no file that a bundle can be in: {error.strerror}",
-            hint="give the path of a .raucb file on this node",
-            trouble=Trouble.NO_FILE,
-        ) from error
-    finally:
-        os.close(descriptor)
-    if Path(bundle).is_dir() or size == 0:
-        raise OtaError(
-            f"{bundle} is {'a directory' if Path(bundle).is_dir() else 'empty'}, not a bundle",
-            hint="give the path of a .raucb file on this node",
-            trouble=Trouble.NO_FILE,
-        )
-    return size
+    # A raw disk is no bundle either: RAUC finds the signature by the file's exact end.
+    if not stat.S_ISREG(found.st_mode) or found.st_size == 0:
+        what = "empty" if stat.S_ISREG(found.st_mode) else "no regular file"
+        raise OtaError(f"{bundle} is {what}", hint=hint, trouble=Trouble.NO_FILE)
+    return found.st_size

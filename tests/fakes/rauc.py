@@ -50,6 +50,7 @@ def private_bus(directory: Path, *, more: str = "") -> Iterator[str]:
     with subprocess.Popen(
         ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile", "--print-address"],
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it cannot raise its limit of descriptors everywhere
         text=True,
     ) as daemon:
         try:
@@ -109,6 +110,7 @@ class FakeRauc:
     last_error: str = ""
     result: int = 0
     steps: tuple[int, ...] = (0, 20, 90, 100)
+    failing_step: str = ""
     errors: dict[str, tuple[str, str]] = field(default_factory=dict)
     replies: dict[str, tuple[str, list[Any]]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
@@ -169,12 +171,15 @@ class FakeRauc:
         return values[name]
 
     async def _install(self) -> None:
-        for step in self.steps:
+        steps = [(step, "copying") for step in self.steps]
+        if self.failing_step:
+            steps.append((100, self.failing_step))
+        for percent, message in steps:
             self._signal(
                 PROPERTIES,
                 "PropertiesChanged",
                 "sa{sv}as",
-                [INTERFACE, {"Progress": Variant("(isi)", [step, "copying", 1])}, []],
+                [INTERFACE, {"Progress": Variant("(isi)", [percent, message, 1])}, []],
             )
         if self.die_while_installing:
             assert self._bus is not None

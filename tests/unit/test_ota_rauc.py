@@ -103,6 +103,17 @@ def test_install_reports_progress_and_misses_no_signal(address: str) -> None:
     assert fake.calls == [("InstallBundle", "/x", {})]
 
 
+def test_a_failure_does_not_fill_the_progress_bar(address: str) -> None:
+    seen: list[int] = []
+    fake = FakeRauc(result=1, steps=(0, 20), failing_step="Installing failed.")
+    trouble(
+        address,
+        fake,
+        lambda rauc: rauc.install("/x", on_progress=lambda progress: seen.append(progress.percent)),
+    )
+    assert seen == [0, 20]
+
+
 def test_install_can_ignore_the_compatible(address: str) -> None:
     fake = FakeRauc()
     talk(address, fake, lambda rauc: rauc.install("/x", ignore_compatible=True))
@@ -115,7 +126,11 @@ def test_install_can_ignore_the_compatible(address: str) -> None:
         ("signature verification failed: Verify error: self-signed certificate", Trouble.SIGNATURE),
         ("Compatible mismatch: Expected 'a' but bundle manifest has 'b'", Trouble.COMPATIBLE),
         ("failed to write: No space left on device", Trouble.SPACE),
-        ("Signature size (7957085066972967886) exceeds bundle size", Trouble.TRUNCATED),
+        (
+            "Invalid bundle format: Signature size (7957085066972967886) exceeds bundle size",
+            Trouble.TRUNCATED,
+        ),
+        ("Slot (1048576 bytes) is too small for image (2097152 bytes).", Trouble.SPACE),
         ("something quite new", Trouble.OTHER),
     ],
 )
