@@ -57,6 +57,11 @@ def free_bytes(directory: Path) -> int | None:
     return None
 
 
+def data_trouble(run_dir: Path) -> str:
+    """Return why the initrd could not mount the data partition; empty: it could."""
+    return _read(run_dir / "data-trouble").strip()[:500]
+
+
 def uptime(path: Path = Path("/proc/uptime")) -> float:
     """Return the seconds since the machine booted."""
     with suppress(ValueError, IndexError):

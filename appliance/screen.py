@@ -103,9 +103,9 @@ def _refusals(refusals: Iterable[Document]) -> str:
     rows = [
         (
             str(one.get("cause")),
-            str(one.get("who") or "-"),
-            str(one.get("count", 1)),
-            "-" if one.get("age_s") is None else f"{age(one['age_s'])} ago",
+            str(one.get("who")),
+            str(one.get("count")),
+            f"{age(one.get('age_s'))} ago",
         )
         for one in refusals
     ]

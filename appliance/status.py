@@ -33,9 +33,10 @@ class Refusal:
     """Somebody who was not let in, and why."""
 
     cause: str
+    detail: str
     who: str
     count: int
-    age_s: float | None
+    age_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,8 @@ class Status:
     api: int = 1
 
 
-def overlay_view(snapshot: Any) -> OverlayView:  # noqa: ANN401 - OverlayStatus
-    """Return the part of a snapshot that is told."""
+def overlay_view(snapshot: Any, *, now: float) -> OverlayView:  # noqa: ANN401 - OverlayStatus
+    """Return the part of a snapshot that is told; ``now`` is Unix seconds."""
     return OverlayView(
         interface=snapshot.interface,
         mode=_text(snapshot.mode),
@@ -99,6 +100,16 @@ def overlay_view(snapshot: Any) -> OverlayView:  # noqa: ANN401 - OverlayStatus
                 up=peer.up,
             )
             for peer in snapshot.peers
+        ),
+        refusals=tuple(
+            Refusal(
+                cause=_text(one.cause),
+                detail=one.detail,
+                who=one.who,
+                count=one.count,
+                age_s=round(max(now - one.at, 0), 1),
+            )
+            for one in snapshot.refusals
         ),
     )
 

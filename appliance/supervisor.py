@@ -17,7 +17,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from appliance import lifecycle, machine, status
+from appliance import lifecycle, machine
 from appliance.api import Answer, ApiServer, Handler
 from appliance.config import SupervisorConfig
 from appliance.http import HttpError, Request
@@ -26,6 +26,7 @@ from appliance.lifecycle import Lifecycle
 from appliance.notify import Notifier
 from appliance.people import Console, headline
 from appliance.problem import Problem
+from appliance.status import OverlayView, RefusedToken, Status, overlay_view
 from appliance.store import Store
 from appliance.tokens import TokenWatch
 from provisioning.identity import Identity, IdentityError, IdentityStore
@@ -179,6 +180,7 @@ class Supervisor:
         stored = self._store.problems()
         self._feed(lifecycle.Found("store", stored))
         self._feed(lifecycle.Found("disk", self._disk_problems(stored)))
+        self._feed(lifecycle.Found("data", _data_problems(self._config)))
         self._feed(lifecycle.Found("clock", self._clock_problems()))
         if self._overlay is not None:
             snapshot = self._overlay.snapshot()
@@ -307,12 +309,12 @@ class Supervisor:
         self._console.show(document)
         self._notifier.send(STATUS=headline(document))
 
-    def status(self) -> status.Status:
+    def status(self) -> Status:
         """Return what is so now."""
         now = time.monotonic()
         identity = self._identity
         reasons = self._facts.reasons
-        return status.Status(
+        return Status(
             state=self._facts.state.value,
             state_since_s=round(now - self._state_since, 1),
             reasons=reasons,
@@ -324,12 +326,17 @@ class Supervisor:
             release=self._release,
             uptime_s=machine.uptime(),
             supervisor_uptime_s=round(now - self._begun, 1),
-            overlay=status.overlay_view(self._overlay.snapshot()) if self._overlay else None,
+            overlay=self._overlay_view(),
             refused_tokens=tuple(
-                status.RefusedToken(one.where, str(one.error), one.error.hint or "")
+                RefusedToken(one.where, str(one.error), one.error.hint or "")
                 for one in self._tokens.rejected
             ),
         )
+
+    def _overlay_view(self) -> OverlayView | None:
+        if self._overlay is None:
+            return None
+        return overlay_view(self._overlay.snapshot(), now=self._wall_clock())
 
     # The API
 
@@ -419,6 +426,20 @@ class Supervisor:
             except Exception:
                 log.exception("a defect while stopping the overlay")
         self._store.close()
+
+
+def _data_problems(config: SupervisorConfig) -> tuple[Problem, ...]:
+    """Say what the initrd had to say of the data partition."""
+    trouble = machine.data_trouble(config.run_dir)
+    if not trouble:
+        return ()
+    return (
+        Problem(
+            "data-partition",
+            f"{trouble}; this boot keeps its data in memory: an identity made now is lost with it",
+            "Look at the disk (journalctl -k, smartctl), replace it if it is failing, and restart.",
+        ),
+    )
 
 
 def _overlay_problem(error: Exception) -> Problem:
