@@ -151,9 +151,8 @@ class FatVolume:
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file. Content first, then the table, then the directory."""
         old = self._find(name)
+        clusters = self._free_clusters(-(-len(content) // self._geometry.cluster_size))
         entry_offset = old.offset if old else self._free_entry(name)
-        count = -(-len(content) // self._geometry.cluster_size)
-        clusters = self._free_clusters(count)
         for index, cluster in enumerate(clusters):
             size = self._geometry.cluster_size
             part = content[index * size : (index + 1) * size]

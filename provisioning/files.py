@@ -28,11 +28,12 @@ def read_small(path: Path, limit: int) -> bytes:
         if path.is_symlink():
             raise FileError(f"{path} is a symbolic link, which is not followed") from error
         raise
-    with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, handle)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise FileError(f"{path} is not a regular file")
-        data = file.read(limit + 1)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
     if len(data) > limit:
         raise FileError(f"{path} is larger than {limit} bytes")
     return data

@@ -18,7 +18,7 @@ from provisioning.errors import ProvisioningError
 
 FILES = ("user-data", "meta-data")
 _TOP = re.compile(r"skerry:\s*(#.*)?")
-_TOKEN = re.compile(r"""\s+token:\s+(?:"([^"]*)"|'([^']*)'|([^\s"'#]\S*))\s*(#.*)?""")
+_TOKEN = re.compile(r"""\s+token:\s+(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9]\S*))\s*(#.*)?""")
 
 
 class SeedError(ProvisioningError):
