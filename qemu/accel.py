@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from image.artifacts import cache_directory
 from image.tools import ToolsRoot
 from qemu.process import boot_id
-from qemu.spec import Accelerator, Arch
+from qemu.spec import SOCKETS_HOME, Accelerator, Arch
 from skerry import console
 
 PROBE_SECONDS = 10.0
@@ -53,19 +53,21 @@ def newc(files: dict[str, tuple[int, bytes]]) -> bytes:
     return bytes(archive)
 
 
+def wants_probe(arch: Arch) -> bool:
+    """Say whether KVM could be had at all: the host's own processor, and /dev/kvm for us."""
+    chosen = os.environ.get("SKERRY_ACCEL", "")
+    usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    return arch == platform.machine() and usable and chosen != "tcg"
+
+
 def choose(arch: Arch, *, kernel: Path, tools: ToolsRoot) -> Accelerator:
     """Return KVM if a probe guest with this kernel boots under it (asked once per boot), else TCG.
 
     ``SKERRY_ACCEL=tcg`` or ``kvm`` decides without a probe.
     """
-    chosen = os.environ.get("SKERRY_ACCEL", "")
-    if (
-        arch != platform.machine()
-        or chosen == "tcg"
-        or not os.access("/dev/kvm", os.R_OK | os.W_OK)
-    ):
+    if not wants_probe(arch):
         return tcg(arch)
-    if chosen == "kvm":
+    if os.environ.get("SKERRY_ACCEL") == "kvm":
         return kvm()
     cache = cache_directory() / f"kvm-{boot_id()}"
     if not cache.exists():
@@ -81,7 +83,7 @@ def choose(arch: Arch, *, kernel: Path, tools: ToolsRoot) -> Accelerator:
 def probe(kernel: Path, tools: ToolsRoot, *, accelerator: Accelerator | None = None) -> bool:
     """Boot a kernel with a one-line init; says whether its word arrives. Always ends the guest."""
     used = accelerator or kvm()
-    with TemporaryDirectory(prefix="skerry-probe-", dir="/tmp") as name:
+    with TemporaryDirectory(prefix="skerry-probe-", dir=SOCKETS_HOME) as name:
         directory = Path(name)
         initrd = directory / "initrd"
         busybox = tools.file("/usr/bin/busybox").read_bytes()

@@ -34,6 +34,7 @@ from qemu.qmp import QmpClient, QmpEvent
 from qemu.serial import SerialLog, last_lines
 from qemu.spec import (
     AGENT_CHANNELS,
+    SOCKETS_HOME,
     Accelerator,
     DiskMode,
     MachinePaths,
@@ -93,7 +94,7 @@ class Machine:
         self.directory = directory.absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         # A checkout may lie so deep that a socket's path in it is too long.
-        own = sockets or Path(tempfile.mkdtemp(prefix="skerry-vm-", dir="/tmp"))
+        own = sockets or Path(tempfile.mkdtemp(prefix="skerry-vm-", dir=SOCKETS_HOME))
         self.paths = MachinePaths(self.directory, own)
         self.process: ProcessId | None = None
         self.events: list[tuple[float, QmpEvent]] = []

@@ -18,6 +18,9 @@ from qemu.errors import MachineError
 AGENT_CHANNELS = 4
 """Ports of the lab agent: as many clients (a shell, a journal, a test) may talk at once."""
 
+SOCKETS_HOME = Path("/tmp")  # noqa: S108 - each machine or lab makes a 0700 directory in it
+"""Where sockets lie: their paths must be short, and visible inside the tools root."""
+
 _SMBIOS_PREFIX = "io.systemd.credential.binary:"
 _FW_CFG_PREFIX = "opt/io.systemd.credentials/"
 # FW_CFG_MAX_FILE_PATH in QEMU is 56 with the terminating zero.
