@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
 CONNECTIONS = 32
+DISCARD_LIMIT = 1024 * 1024
 SOCKET_MODE = 0o660
 _SO_PEERGROUPS = 59  # socket(7); Python has no name for it
 _CREDENTIALS = struct.Struct("3i")
@@ -118,6 +119,9 @@ class ApiServer:
             async with asyncio.timeout(REQUEST_SECONDS):
                 writer.write(await self._answer(reader, writer.get_extra_info("socket")))
                 await writer.drain()
+                # A socket closed with unread data in it would take our answer with it.
+                writer.write_eof()
+                await _discard(reader)
         except (ConnectionError, EOFError, TimeoutError):
             log.debug("a client of the local API went away")
         finally:
@@ -178,6 +182,12 @@ class ApiServer:
             f"there is no {request.path}",
             "There are: " + ", ".join(f"{method} {path}" for method, path in sorted(self._routes)),
         )
+
+
+async def _discard(reader: asyncio.StreamReader) -> None:
+    left = DISCARD_LIMIT
+    while left > 0 and (data := await reader.read(HEAD_LIMIT)):
+        left -= len(data)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request:
