@@ -91,19 +91,22 @@ def make_key(path: Path, name: str, tools: ToolsRoot) -> None:
     argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     argv += ["-nodes", "-subj", f"/CN={name}", "-days", "30"]
     argv += ["-keyout", f"{path}/{name}.key", "-out", f"{path}/{name}.crt"]
-    subprocess.run(tools.command(argv), check=True, capture_output=True)
+    tools.run(argv, binds=[path])
 
 
-def make_bundle(path: Path, name: str, tools: ToolsRoot, *, key: str, compatible: str) -> None:
-    content = path / f"in-{name}"
+def pack_bundle(
+    work: Path, target: Path, tools: ToolsRoot, signer: tuple[Path, Path], *, compatible: str
+) -> None:
+    """Make a bundle without a system in it; ``signer`` is a certificate and its key."""
+    content = work / f"in-{target.stem}"
     content.mkdir()
     # RAUC refuses a bundle below 16 KiB, so the contents must not compress well.
     blocks = [hashlib.sha512(number.to_bytes(4)).digest() for number in range(1024)]
     (content / "root.img").write_bytes(b"".join(blocks))
     (content / "manifest.raucm").write_text(_MANIFEST.format(compatible=compatible))
-    argv = ["rauc", f"--cert={path}/{key}.crt", f"--key={path}/{key}.key", "bundle"]
-    argv += [str(content), f"{path}/{name}.raucb"]
-    subprocess.run(tools.command(argv), check=True, capture_output=True)
+    certificate, key = signer
+    argv = ["rauc", f"--cert={certificate}", f"--key={key}", "bundle", str(content), str(target)]
+    tools.run(argv, binds=[work, target.parent, certificate.parent])
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +115,18 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     path = tmp_path_factory.mktemp("rauc")
     for name in ("good", "other"):
         make_key(path, name, tools)
-    make_bundle(path, "good", tools, key="good", compatible="skerry-test")
-    make_bundle(path, "foreign", tools, key="other", compatible="skerry-test")
-    make_bundle(path, "arm", tools, key="good", compatible="skerry-arm")
+    for name, key, compatible in (
+        ("good", "good", "skerry-test"),
+        ("foreign", "other", "skerry-test"),
+        ("arm", "good", "skerry-arm"),
+    ):
+        signer = (path / f"{key}.crt", path / f"{key}.key")
+        pack_bundle(path, path / f"{name}.raucb", tools, signer, compatible=compatible)
     for name in ("a", "b", "boot-a", "boot-b"):
         (path / f"{name}.img").write_bytes(bytes(1 << 20))
     (path / "system.conf").write_text(_CONFIG.format(path))
     facts = ["ORDER=A B", "A_OK=1", "A_TRY=0", "B_OK=0", "B_TRY=0"]
-    subprocess.run(tools.command(["grub-editenv", f"{path}/grubenv", "set", *facts]), check=True)
+    tools.run(["grub-editenv", f"{path}/grubenv", "set", *facts], binds=[path])
     with private_bus(path) as address:
         environment = [
             "env",

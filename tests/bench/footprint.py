@@ -1,0 +1,101 @@
+"""What a node costs: sizes of the image, memory and idle processor time of the supervisor.
+
+The supervisor is measured natively, as one of two nodes that have found each other, in namespaces
+of our own. Emulated processor time would say nothing about a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from image.artifacts import Artifacts
+from skerry.console import note
+from skerry.errors import SkerryError
+from tests.bench.harness import Benchmark, Figure
+from tests.bench.pair import Pair
+
+IDLE_SECONDS = 60.0
+SETTLE_SECONDS = 15.0
+_MB = 1_000_000
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One look at a process: bytes resident, bytes of its own, processor seconds so far."""
+
+    resident: int
+    private: int
+    cpu: float
+
+
+def run() -> Sequence[Figure]:
+    """Measure sizes of what was built, and a supervisor at rest."""
+    figures = [*sizes(Artifacts.of("x86_64")), *supervisor()]
+    if not figures:
+        raise SkerryError("nothing could be measured")
+    return tuple(figures)
+
+
+def sizes(artifacts: Artifacts) -> list[Figure]:
+    """Return the sizes of an image's files, as far as they were built."""
+    found = []
+    for name, path in (
+        ("root", artifacts.root),
+        ("boot", artifacts.boot),
+        ("disk-written", artifacts.disk),
+        ("bundle", artifacts.bundle),
+    ):
+        if not path.exists():
+            note(f"    {path} was not built: no size of it")
+            continue
+        # A disk image is mostly holes; what counts is what a medium really gets.
+        found.append(Figure(f"{name}-size", round(path.stat().st_blocks * 512 / _MIB, 1), "MiB"))
+    return found
+
+
+def supervisor() -> list[Figure]:
+    """Return memory and idle processor time of one of two nodes at rest."""
+    with Pair() as pair:
+        pair.wait_until_joined(timeout=60)
+        time.sleep(SETTLE_SECONDS)
+        pid = pair.pids[0]
+        before, begun = usage(pid), time.monotonic()
+        time.sleep(IDLE_SECONDS)
+        after, seconds = usage(pid), time.monotonic() - begun
+    return [
+        Figure("supervisor-rss", round(after.resident / _MB, 1), "MB", goal=60),
+        Figure("supervisor-private", round(after.private / _MB, 1), "MB"),
+        Figure(
+            "supervisor-idle-cpu",
+            round((after.cpu - before.cpu) / seconds * 100, 3),
+            "% of a core",
+            goal=0.5,
+        ),
+    ]
+
+
+def usage(pid: int) -> Usage:
+    """Look at a process (proc(5): stat, smaps_rollup)."""
+    # The name in parentheses may hold anything; the fields after it are plain.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    rollup = parse_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
+    return Usage(
+        resident=rollup["Rss"],
+        private=rollup["Private_Clean"] + rollup["Private_Dirty"],
+        cpu=ticks / os.sysconf("SC_CLK_TCK"),
+    )
+
+
+def parse_rollup(text: str) -> dict[str, int]:
+    """Return smaps_rollup's figures in bytes."""
+    rows = (line.split() for line in text.splitlines()[1:])
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3}
+
+
+BENCHMARK = Benchmark("footprint", "image sizes, memory and idle load of the supervisor", run)
