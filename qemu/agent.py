@@ -31,8 +31,8 @@ Conflicts=shutdown.target
 Before=shutdown.target
 
 [Service]
-ImportCredential=skerry.lab.agent
-ExecStart=/usr/bin/python3 -IS %d/skerry.lab.agent {AGENT_CHANNELS}
+ImportCredential=lab.agent
+ExecStart=/usr/bin/python3 -IS %d/lab.agent {AGENT_CHANNELS}
 Restart=always
 RestartSec=1
 OOMScoreAdjust=-500
@@ -47,7 +47,7 @@ def credentials() -> dict[str, bytes]:
     root mount starts it as early as Python can run.
     """
     return {
-        "skerry.lab.agent": Path(guest_agent.__file__).read_bytes(),
+        "lab.agent": Path(guest_agent.__file__).read_bytes(),
         "systemd.extra-unit.x.service": UNIT.encode(),
         "systemd.unit-dropin.-.mount": b"[Unit]\nWants=x.service\n",
     }

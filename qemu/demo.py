@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from qemu.agent import Job
 from qemu.errors import LabError
 from qemu.machine import Machine
 from skerry import console
@@ -23,6 +24,43 @@ with urllib.request.urlopen(sys.argv[1], timeout=60) as answer:
     print(json.dumps({"status": answer.status, "bytes": len(body), "ms": took * 1000,
                       "text": body[:200].decode(errors="replace")}))
 """
+
+
+# Arguments: ADDRESS COUNT SECONDS. ICMP echo requests (RFC 792) on time, whatever is answered; at
+# the end, up to 30 s for what is still on its way.
+_PING = """
+import json, os, select, socket, struct, sys, time
+target, count, interval = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+ident = os.getpid() & 0xFFFF
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+def checksum(data):
+    total = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+begun, sent, seen = time.monotonic(), 0, set()
+while len(seen) < count and time.monotonic() < begun + count * interval + 30:
+    if sent < count and time.monotonic() >= begun + sent * interval:
+        body = struct.pack("!HH", ident, sent) + b"skerry!!"
+        head = struct.pack("!BBH", 8, 0, checksum(b"\\x08\\0\\0\\0" + body))
+        s.sendto(head + body, (target, 0))
+        sent += 1
+    while select.select([s], [], [], 0.02)[0]:
+        packet = s.recv(2048)
+        icmp = packet[(packet[0] & 15) * 4:]
+        if icmp[0] == 0 and struct.unpack("!H", icmp[4:6])[0] == ident:
+            seen.add(struct.unpack("!H", icmp[6:8])[0])
+print(json.dumps({"sent": sent, "received": len(seen),
+                  "lost": sorted(set(range(count)) - seen)}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """How many echo requests came back; ``lost`` are the numbers of those that did not."""
+
+    sent: int
+    received: int
+    lost: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +123,7 @@ def serve_page(machine: Machine, address: str) -> str:
     """Serve a page on a node's overlay address, until it reboots; returns the URL."""
     script = (
         "systemctl -q is-active skerry-lab-page && exit 0; "
-        'mkdir -p /run/skerry-lab && echo "Hello from $(hostname) over $1" '
+        'mkdir -p /run/skerry-lab && echo "Hello from $(uname -n) over $1" '
         ">/run/skerry-lab/index.html && "
         "exec systemd-run --quiet --collect --unit=skerry-lab-page -p DynamicUser=yes "
         '/usr/bin/python3 -I -m http.server --bind "$1" --directory /run/skerry-lab "$2"'
@@ -96,6 +134,20 @@ def serve_page(machine: Machine, address: str) -> str:
         ["/usr/bin/python3", "-ISc", _CONNECT, address, str(PORT)], timeout=120, every=0.5
     )
     return f"http://{host}:{PORT}/"
+
+
+def begin_ping(machine: Machine, address: str, *, count: int, interval: float) -> Job:
+    """Start pinging an IPv4 address from inside a guest, which has no ping program."""
+    return machine.begin(["/usr/bin/python3", "-ISc", _PING, address, str(count), str(interval)])
+
+
+def end_ping(job: Job, *, timeout: float) -> Ping:
+    """Wait for the end of a ping."""
+    status, out, err = job.wait(timeout=timeout)
+    if status:
+        raise LabError(f"ping ended with {status}: {err.decode(errors='replace')[-500:]}")
+    facts = json.loads(out)
+    return Ping(facts["sent"], facts["received"], facts["lost"])
 
 
 _CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"

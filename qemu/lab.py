@@ -182,7 +182,7 @@ def boot(
             disk=image,
             disk_size=image.stat().st_size + (1 << 30),
             nics=(LanNic(lan),),
-            credentials={"skerry.token": token, "system.hostname": name.encode()},
+            credentials={"skerry.token": token},
         )
         machine = Machine(
             spec,

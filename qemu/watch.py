@@ -18,9 +18,9 @@ from qemu.serial import last_lines
 
 # Later stages last; the last one that was seen counts.
 _STAGES = (
-    ("boot loader", re.compile(r"GRUB|Booting `|Loading Linux|U-Boot 2")),
+    ("boot loader", re.compile(r"GRUB|Booting `|Loading Linux|U-Boot 2|slot [AB], try")),
     ("kernel", re.compile(r"Linux version \d|Booting Linux|EFI stub:")),
-    ("initrd", re.compile(r"^skerry-init|initrd: ", re.MULTILINE)),
+    ("initrd", re.compile(r"\] skerry: ")),
     ("systemd", re.compile(r"systemd\[1\]: |systemd \d+[^\n]* running in system mode|Welcome to ")),
     ("login prompt", re.compile(r" login: ")),
 )

@@ -217,9 +217,9 @@ def test_an_empty_queue_is_told_apart_from_an_end(client: AgentClient) -> None:
 def test_the_agent_comes_by_credentials_short_enough_for_fw_cfg() -> None:
     names = agent.credentials()
     assert all(len("opt/io.systemd.credentials/" + name) <= 55 for name in names)
-    assert b"ImportCredential=skerry.lab.agent" in names["systemd.extra-unit.x.service"]
+    assert b"ImportCredential=lab.agent" in names["systemd.extra-unit.x.service"]
     assert b"Wants=x.service" in names["systemd.unit-dropin.-.mount"]
-    assert names["skerry.lab.agent"].startswith(b'"""The lab agent')
+    assert names["lab.agent"].startswith(b'"""The lab agent')
 
 
 def test_a_good_result_is_returned_by_check() -> None:

@@ -76,7 +76,9 @@ def test_a_node_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("", "firmware"),
         ("BdsDxe: loading Boot0001\n", "firmware"),
         ("GNU GRUB  version 2.12\n", "boot loader"),
+        ("Skerry 0.1.0, slot A, try 1 of 3\n", "boot loader"),
         ("GRUB\nEFI stub: Loaded initrd\n", "kernel"),
+        ("EFI stub:\n[  2.1] skerry: first boot: making the data partition\n", "initrd"),
         ("GRUB\n[    0.000000] Linux version 6.12\n", "kernel"),
         ("Linux version 6\nWelcome to Skerry!\n", "systemd"),
         ("Welcome to Skerry!\nnode1 login: ", "login prompt"),
@@ -104,6 +106,7 @@ def test_only_peers_that_answer_count() -> None:
 def test_the_watcher_is_a_program() -> None:
     compile(STATUS_WATCHER, "watcher", "exec")
     compile(demo._FETCH, "fetch", "exec")
+    compile(demo._PING, "ping", "exec")
     compile(demo._CONNECT, "connect", "exec")
 
 

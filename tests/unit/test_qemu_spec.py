@@ -101,7 +101,7 @@ def test_u_boot_machines_get_credentials_by_fw_cfg() -> None:
 
 def test_the_agent_brings_its_channels_and_its_credentials() -> None:
     spec = with_agent(X86)
-    assert "skerry.lab.agent" in spec.credentials
+    assert "lab.agent" in spec.credentials
     assert line(spec).count("virtserialport") == AGENT_CHANNELS
     without = replace(X86, agent=False)
     assert with_agent(without) == without

@@ -1,0 +1,169 @@
+"""Machines for the tests: built once, owned, always ended; what they said is kept on failure."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from image.artifacts import REPOSITORY, Artifacts
+from image.tools import ToolsRoot
+from qemu import accel, images, lab
+from qemu.errors import LabError
+from qemu.machine import Machine
+from qemu.spec import Accelerator, Arch, LanNic, MachineSpec
+from qemu.watch import NodeWatch, follow, peers_up
+
+BOOT_SECONDS = 600.0
+"""A contended boot under TCG takes 40-90 s; the deadline says only that it hangs."""
+
+TEST_LOGS = REPOSITORY / "build" / "test-logs"
+MachineFactory = Callable[[MachineSpec], Machine]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(1800))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:  # noqa: ANN401
+    report = yield
+    if report.failed and (module := item.getparent(pytest.Module)):
+        module.stash[FAILED] = True
+    return report
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session")
+def tools() -> ToolsRoot:
+    return ToolsRoot.ensure()
+
+
+@pytest.fixture(scope="session")
+def x86_image() -> Artifacts:
+    """The x86-64 image; the build knows by its cache that it has nothing to do."""
+    return images.ensure("x86_64")
+
+
+@pytest.fixture(scope="session")
+def arm_image() -> Artifacts:
+    return images.ensure("qemu-arm64")
+
+
+@pytest.fixture(scope="session")
+def accelerator(
+    x86_image: Artifacts, tools: ToolsRoot, tmp_path_factory: pytest.TempPathFactory
+) -> Accelerator:
+    """How x86-64 guests run here."""
+    if not accel.wants_probe(Arch.X86_64):
+        return accel.tcg(Arch.X86_64)
+    kernel = images.kernel_of(x86_image, tools, tmp_path_factory.mktemp("probe") / "vmlinuz")
+    return accel.choose(Arch.X86_64, kernel=kernel, tools=tools)
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A token of a network that only this module knows."""
+    return lab.make_tokens(1, tmp_path_factory.mktemp("network"))[0]
+
+
+@pytest.fixture(scope="module")
+def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A LAN: the socket that :class:`LanNic` takes."""
+    directory = tmp_path_factory.mktemp("lan")
+    # It ends with us even if we are killed: a file whose end it waits for would need its own pipe.
+    process = lab.start_hub(directory / "lan", log=directory / "lan.log")
+    yield directory / "lan"
+    process.kill(15)
+    assert process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def start_machine(
+    request: pytest.FixtureRequest,
+    tools: ToolsRoot,
+    accelerator: Accelerator,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[MachineFactory]:
+    """Return a function that switches a machine on; all end with the module."""
+    machines: list[Machine] = []
+    module = request.node.name.removesuffix(".py").rpartition("/")[2]
+
+    def start(spec: MachineSpec) -> Machine:
+        used = accelerator if spec.arch is Arch.X86_64 else accel.tcg(spec.arch)
+        directory = tmp_path_factory.mktemp(f"{module}-{spec.name}")
+        machine = Machine(spec, directory, accelerator=used, tools=tools)
+        machines.append(machine)
+        machine.start()
+        return machine
+
+    yield start
+    failed = request.node.stash.get(FAILED, False)
+    for machine in machines:
+        try:
+            if failed:
+                keep_logs(machine, TEST_LOGS / module / machine.spec.name)
+        finally:
+            machine.close()
+            # Only the disk is large; pytest keeps the directories of three runs.
+            for disk in (machine.paths.disk_overlay, machine.paths.disk_copy):
+                disk.unlink(missing_ok=True)
+
+
+def keep_logs(machine: Machine, target: Path) -> None:
+    """Copy what a machine said, and its journal if it still talks, to where a person looks."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for log in (machine.paths.serial_log, machine.paths.qemu_log):
+        if log.exists():
+            shutil.copyfile(log, target / log.name)
+    try:
+        for name, argv in {
+            "journal": ["journalctl", "--no-pager", "-o", "short-monotonic"],
+            "units": ["systemctl", "--no-pager", "--failed", "--full"],
+            "status": ["skerry", "status", "--json"],
+        }.items():
+            machine.wait_agent(timeout=5)
+            result = machine.run(argv, timeout=60)
+            (target / f"{name}.txt").write_text(result.stdout + result.stderr)
+    except LabError as error:
+        (target / "journal.txt").write_text(f"no journal: {error}\n")
+
+
+def node_spec(name: str, image: Artifacts, lan: Path, token: bytes | None) -> MachineSpec:
+    """Return the spec of an x86-64 node as `make run` has it."""
+    return MachineSpec(
+        name,
+        disk=image.disk,
+        disk_size=image.disk.stat().st_size + (1 << 30),
+        nics=(LanNic(lan),),
+        credentials={"skerry.token": token} if token else {},
+    )
+
+
+def wait_ready(machines: list[Machine], *, peers: int, timeout: float = BOOT_SECONDS) -> None:
+    """Wait until every node is ready with so many peers up."""
+
+    def done(statuses: list[dict[str, Any]]) -> bool:
+        return all(one.get("state") == "ready" and len(peers_up(one)) >= peers for one in statuses)
+
+    watches = [NodeWatch(machine) for machine in machines]
+    follow(watches, done, timeout=timeout, say=lambda _node, _words: None)
+
+
+def overlay_ipv4(status: dict[str, Any]) -> str:
+    """Return a node's IPv4 overlay address."""
+    for address in status["overlay"]["addresses"]:
+        if re.fullmatch(r"[0-9.]+(/\d+)?", address):
+            return str(address).partition("/")[0]
+    raise AssertionError(f"no IPv4 address in {status['overlay']}")

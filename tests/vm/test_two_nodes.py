@@ -1,0 +1,221 @@
+"""x86-64: what `make run` shows, and what an immutable node promises, on the same two machines.
+
+The tests do not depend on each other's order: each that disturbs a node waits until it is back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from image.artifacts import Artifacts
+from image.tools import ToolsRoot
+from qemu import demo
+from qemu.machine import Machine
+from qemu.watch import peers_up
+from tests.vm.conftest import (
+    BOOT_SECONDS,
+    MachineFactory,
+    node_spec,
+    overlay_ipv4,
+    wait_ready,
+)
+
+CAP_NET_ADMIN, CAP_NET_RAW = 1 << 12, 1 << 13
+
+
+@pytest.fixture(scope="module")
+def nodes(
+    start_machine: MachineFactory, x86_image: Artifacts, lan: Path, token: bytes
+) -> tuple[Machine, Machine]:
+    pair = (
+        start_machine(node_spec("node1", x86_image, lan, token)),
+        start_machine(node_spec("node2", x86_image, lan, token)),
+    )
+    wait_ready(list(pair), peers=1)
+    return pair
+
+
+@pytest.fixture(params=[0, 1], ids=["node1", "node2"])
+def node(nodes: tuple[Machine, Machine], request: pytest.FixtureRequest) -> Machine:
+    return nodes[request.param]
+
+
+@pytest.fixture
+def node1(nodes: tuple[Machine, Machine]) -> Machine:
+    return nodes[0]
+
+
+def supervisor_pid(machine: Machine) -> int:
+    shown = machine.run(["systemctl", "show", "-P", "MainPID", "skerry.service"]).check()
+    return int(shown.stdout)
+
+
+def test_each_is_ready_with_the_other_as_a_peer(node: Machine, nodes: tuple[Machine, ...]) -> None:
+    other = nodes[1] if node is nodes[0] else nodes[0]
+    status = demo.node_status(node)
+    assert status["state"] == "ready"
+    assert status["release"]["slot"] == "A"
+    (peer,) = peers_up(status)
+    assert peer["name"] == demo.node_status(other)["name"]
+    assert peer["path"] == "lan"
+    assert peer["rtt_ms"] > 0
+    assert status["overlay"]["mode"] == "kernel"
+
+
+def test_they_talk_through_the_tunnel(nodes: tuple[Machine, Machine]) -> None:
+    here, there = nodes
+    address = overlay_ipv4(demo.node_status(there))
+    ping = demo.end_ping(demo.begin_ping(here, address, count=3, interval=1), timeout=120)
+    assert (ping.sent, ping.received) == (3, 3)
+    before = tunnel_bytes(here)
+    answer = demo.fetch(here, demo.serve_page(there, address))
+    assert (answer.status, answer.size > 0) == (200, True)
+    assert "Hello from" in answer.text
+    assert tunnel_bytes(here) > before
+
+
+def tunnel_bytes(machine: Machine) -> int:
+    shown = machine.run("cat /sys/class/net/skerry0/statistics/rx_bytes", check=True)
+    return int(shown.stdout)
+
+
+def test_the_table_of_make_run(nodes: tuple[Machine, Machine]) -> None:
+    rows = demo.rows({machine.spec.name: demo.node_status(machine) for machine in nodes})
+    assert [row[1:3] for row in rows] == [["ready", "A"]] * 2
+    assert all(re.fullmatch(r"[\d.]+ ms", row[-1]) for row in rows)
+
+
+def test_no_unit_failed(node: Machine) -> None:
+    running = node.run(["systemctl", "is-system-running", "--wait"], timeout=BOOT_SECONDS)
+    failed = node.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout
+    assert (running.stdout.strip(), failed.strip()) == ("running", "")
+
+
+def test_no_ordering_cycle_and_no_taint(node: Machine) -> None:
+    journal = node.run(["journalctl", "--boot", "--no-pager", "--output=cat"], check=True).stdout
+    assert "Reached target" in journal
+    assert "ordering cycle" not in journal
+    assert node.run("cat /proc/sys/kernel/tainted").stdout.strip() == "0"
+
+
+def test_the_root_is_read_only_and_verified(node1: Machine) -> None:
+    root = node1.run(["findmnt", "--json", "-o", "SOURCE,FSTYPE,OPTIONS", "/"], check=True).stdout
+    (mount,) = json.loads(root)["filesystems"]
+    assert mount["fstype"] == "erofs"
+    assert "ro" in mount["options"].split(",")
+    script = 'cat "/sys/class/block/$(basename "$(readlink -f "$1")")/dm/uuid"'
+    uuid = node1.run(["/bin/sh", "-c", script, "sh", mount["source"]], check=True).stdout
+    assert "VERITY" in uuid.upper()
+    table = node1.run(["dmsetup", "table", mount["source"]], check=True).stdout
+    assert " verity 1 " in table
+    # "V": every block that was read so far was what the root hash says.
+    assert node1.run(["dmsetup", "status", mount["source"]], check=True).stdout.split()[-1] == "V"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "touch /usr/written",
+        "touch /written",
+        "mount -o remount,rw / && touch /usr/written",
+        'dd if=/dev/zero of="$(findmnt -no SOURCE /)" bs=4096 count=1 conv=notrunc',
+    ],
+)
+def test_nothing_writes_to_the_root(node1: Machine, command: str) -> None:
+    result = node1.run(command)
+    assert result.exit_status != 0
+    assert re.search("read-only|write-protected|not permitted", result.stderr, re.IGNORECASE)
+
+
+def test_the_supervisor_has_a_user_and_two_capabilities(node1: Machine) -> None:
+    shown = node1.run(["cat", f"/proc/{supervisor_pid(node1)}/status"], check=True).stdout
+    facts = dict(line.split(":", 1) for line in shown.splitlines() if ":" in line)
+    user = node1.run(["id", "-u", "skerry"], check=True).stdout.strip()
+    assert facts["Uid"].split() == [user] * 4
+    assert user != "0"
+    assert int(facts["CapEff"], 16) & ~(CAP_NET_ADMIN | CAP_NET_RAW) == 0
+    assert int(facts["CapBnd"], 16) & ~(CAP_NET_ADMIN | CAP_NET_RAW) == 0
+    assert facts["NoNewPrivs"].strip() == "1"
+    assert facts["Seccomp"].strip() == "2"
+
+
+def test_the_supervisor_is_sandboxed(node1: Machine) -> None:
+    shown = node1.run(["systemd-analyze", "--no-pager", "security", "skerry.service"], check=True)
+    exposure = re.search(r"Overall exposure level for skerry.service: ([\d.]+)", shown.stdout)
+    assert exposure is not None
+    assert float(exposure[1]) <= 4.0
+
+
+def test_the_hardware_watchdog_is_on(node1: Machine) -> None:
+    shown = node1.run(["systemctl", "show", "-P", "RuntimeWatchdogUSec"], check=True).stdout
+    assert shown.strip() not in ("", "0", "infinity")
+    states = node1.run("cat /sys/class/watchdog/*/state", check=True).stdout.split()
+    assert "active" in states
+
+
+def test_a_killed_supervisor_drops_no_packet(nodes: tuple[Machine, Machine]) -> None:
+    here, there = nodes
+    address = overlay_ipv4(demo.node_status(there))
+    ping = demo.begin_ping(here, address, count=100, interval=0.2)
+    before = [supervisor_pid(machine) for machine in nodes]
+    for machine, pid in zip(nodes, before, strict=True):
+        machine.run(["kill", "-KILL", str(pid)], check=True)
+    result = demo.end_ping(ping, timeout=300)
+    assert (result.sent, result.lost) == (100, [])
+    wait_ready(list(nodes), peers=1)
+    after = [supervisor_pid(machine) for machine in nodes]
+    assert all(pid and pid not in before for pid in after)
+
+
+def test_the_identity_is_for_the_supervisor_alone(node1: Machine) -> None:
+    shown = node1.run("stat -c '%a %U %n' /data/skerry /data/skerry/identity/*", check=True).stdout
+    assert shown.splitlines() == [
+        "700 skerry /data/skerry",
+        "600 skerry /data/skerry/identity/identity.bak",
+        "600 skerry /data/skerry/identity/identity.bin",
+    ]
+
+
+def test_a_reboot_keeps_identity_and_address(nodes: tuple[Machine, Machine]) -> None:
+    here = nodes[0]
+    before = demo.node_status(here)
+    here.reboot(timeout=BOOT_SECONDS)
+    wait_ready(list(nodes), peers=1)
+    after = demo.node_status(here)
+    for kept in ("node_id", "name", "network_id"):
+        assert after[kept] == before[kept]
+    assert after["overlay"]["addresses"] == before["overlay"]["addresses"]
+
+
+@pytest.fixture
+def stick(tmp_path: Path, token: bytes, tools: ToolsRoot) -> Iterator[Path]:
+    """A USB stick: FAT, labelled SKERRY, with the token."""
+    file, text = tmp_path / "stick.img", tmp_path / "token.txt"
+    text.write_bytes(token + b"\n")
+    tools.run(["mkfs.vfat", "-C", "-n", "SKERRY", str(file), "4096"], binds=[tmp_path])
+    tools.run(["mcopy", "-i", str(file), str(text), "::token.txt"], binds=[tmp_path])
+    yield file
+    file.unlink()
+
+
+def test_a_waiting_node_takes_a_token_at_any_time(
+    nodes: tuple[Machine, Machine],
+    start_machine: MachineFactory,
+    x86_image: Artifacts,
+    lan: Path,
+    stick: Path,
+) -> None:
+    waiting = start_machine(node_spec("node3", x86_image, lan, None))
+    waiting.serial.wait_for("[Ww]aiting for a token", timeout=BOOT_SECONDS)
+    boot = waiting.wait_agent(timeout=BOOT_SECONDS)
+    assert demo.node_status(waiting)["state"] == "unprovisioned"
+    waiting.attach_file_as_disk(stick)
+    wait_ready([waiting], peers=len(nodes))
+    assert waiting.wait_agent() == boot
+    assert waiting.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout.strip() == ""
+    waiting.power_off(timeout=BOOT_SECONDS)
