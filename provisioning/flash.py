@@ -38,7 +38,7 @@ from provisioning.storage import (
 from provisioning.token import Token
 from skerry.console import Progress, format_size, note
 
-_PARTITION, _LABEL = "token", "SKERRY"
+_PARTITION, _LABEL = "skerry-token", "SKERRY"
 _HEAD = 1 << 20
 _CHUNK = 4 << 20
 # The data partition begins here on first boot: what an earlier system left must not be found.
@@ -149,6 +149,31 @@ def image_size(head: bytes, path: Path) -> int:
     return table.sectors * gpt.SECTOR
 
 
+def examine_image(path: Path) -> int:
+    """Return the size of the disk that an image holds, or raise FlashError if it is none."""
+    with _readable(path), open_image(path) as source:
+        return image_size(_read_exactly(source, _HEAD, path), path)
+
+
+def check_room(target: Target, size: int) -> None:
+    """Raise FlashError if an image of this size is too large for the target."""
+    if target.size is not None and size > target.size:
+        raise FlashError(
+            f"{target.path} is too small: it has {format_size(target.size)}, the image "
+            f"{format_size(size)}"
+        )
+
+
+@contextmanager
+def _readable(image: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise FlashError(
+            f"{image} cannot be unpacked: {error}", hint="it is damaged: fetch it again"
+        ) from error
+
+
 def flash(image: Path, target: Target, token: Token | None) -> None:
     """Write the image, make it this disk's own, put the token on it, and verify all of that."""
     if target.path.exists() and image.exists() and target.path.samefile(image):
@@ -157,12 +182,8 @@ def flash(image: Path, target: Target, token: Token | None) -> None:
         with open_image(image) as source:
             head = _read_exactly(source, _HEAD, image)
             size = image_size(head, image)
+            check_room(target, size)
             room = target.size if target.size is not None else size
-            if size > room:
-                raise FlashError(
-                    f"{target.path} is too small: it has {format_size(room)}, the image "
-                    f"{format_size(size)}"
-                )
             handle = _open_for_writing(target, room)
             try:
                 digest = _copy(source, head, Window(handle, 0, room), size, image)

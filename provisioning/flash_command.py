@@ -7,7 +7,7 @@ import re
 import sys
 import time
 
-from provisioning.flash import Target, examine_target, flash
+from provisioning.flash import Target, check_room, examine_image, examine_target, flash
 from provisioning.operator_commands import read_token
 from skerry import console
 from skerry.errors import UsageError
@@ -23,6 +23,7 @@ def flash_handler(arguments: argparse.Namespace) -> None:
         token.check_time(time.time())
     size = parse_size(arguments.size) if arguments.size else None
     target = examine_target(arguments.target, size=size)
+    check_room(target, examine_image(arguments.image))
     if not arguments.yes and (target.is_device or target.path.exists()):
         _ask(target)
     with console.step(f"write {arguments.image} to {target.path}"):

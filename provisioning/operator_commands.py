@@ -18,7 +18,7 @@ from provisioning.files import FileError, read_small
 from provisioning.keys import id_text
 from provisioning.network import NetworkInfo
 from provisioning.settings import settings_from
-from provisioning.token import TEXT_LIMIT, Token, make_token
+from provisioning.token import TEXT_LIMIT, Token, TokenError, TokenFault, make_token
 from skerry import console
 from skerry.errors import UsageError
 
@@ -126,11 +126,22 @@ def read_token(given: str) -> Token:
     except (OSError, ValueError):
         is_file = False
     if not is_file:
-        return Token.parse(given)
+        return _parse_words(given)
     try:
         return Token.parse(read_small(path.resolve(), TEXT_LIMIT))
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parse_words(given: str) -> Token:
+    try:
+        return Token.parse(given)
+    except TokenError as error:
+        if error.fault is not TokenFault.FOREIGN:
+            raise
+        raise UsageError(
+            "this is neither a token nor a file", hint="a token begins with SKERRY1-"
+        ) from error
 
 
 def _describe_network(network: NetworkInfo) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""The settings of a network: one form on the wire, nothing that cannot be."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from provisioning.settings import (
+    Settings,
+    SettingsError,
+    UnknownSettingError,
+    explanations,
+    settings_from,
+)
+
+
+def test_only_what_differs_is_written_down() -> None:
+    assert Settings().changed() == {}
+    settings = Settings(mdns=False, peers=("a:1",), expected_nodes=5)
+    assert settings.changed() == {"mdns": False, "peers": ("a:1",), "expected_nodes": 5}
+    assert settings_from(settings.changed()) == settings
+
+
+def test_a_default_that_is_spelled_out_is_a_second_form_and_refused() -> None:
+    with pytest.raises(SettingsError, match="spelled out"):
+        settings_from({"mdns": True})
+    assert settings_from({"mdns": True}, spelled_out=True) == Settings()
+
+
+def test_an_unknown_setting_asks_for_an_update() -> None:
+    with pytest.raises(UnknownSettingError, match="'warp'") as caught:
+        settings_from({"warp": 9})
+    assert "update" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "given_settings",
+    [
+        {"mdns": 0},
+        {"mdns": "no"},
+        {"peers": "a:1"},
+        {"peers": (1,)},
+        {"servers": 1.0},
+        {"host_range": None},
+        {"host_range": "10.10.0.0"},
+        {"host_range": "10.10.0.0/25"},
+        {"host_range": "0.0.0.0/0"},
+        {"host_range": "fd00::/16"},
+        {"host_range": "10.42.128.0/17"},
+        {"pod_node_bits": 16},
+        {"pod_node_bits": 29},
+        {"expected_nodes": 0},
+        {"update_server": "https://"},
+        {"update_server": "https://[x"},
+        {"update_server": "file:///etc/passwd"},
+        {"update_server": "https://a/\n"},
+        {"peers": tuple(f"a:{number}" for number in range(1, 34))},
+    ],
+)
+def test_what_cannot_be_is_refused(given_settings: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        settings_from(given_settings)
+
+
+@pytest.mark.parametrize("peer", ["a.example:1", "192.0.2.1:65535", "[2001:db8::1]:51820"])
+def test_peers(peer: str) -> None:
+    assert Settings(peers=(peer,)).peers == (peer,)
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        "",
+        "a",
+        ":1",
+        "a:",
+        "a:0",
+        "a:65536",
+        "a:x",
+        "2001:db8::1:51820",
+        "[x]:1",
+        "a b:1",
+        "a:१",
+        "http://a:1",
+        "u@a:1",
+        "a\n:1",
+        "a" * 300 + ":1",
+        "a:-1",
+    ],
+)
+def test_no_peers(peer: str) -> None:
+    with pytest.raises(SettingsError, match="not a peer"):
+        Settings(peers=(peer,))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([one.name for one in explanations()]),
+        st.one_of(st.booleans(), st.integers(), st.text(), st.none(), st.tuples(st.text())),
+    )
+)
+def test_any_settings_are_taken_in_one_form_or_refused(changed: dict[str, object]) -> None:
+    try:
+        settings = settings_from(changed)
+    except SettingsError:
+        return
+    assert settings.changed() == changed
+
+
+def test_every_setting_explains_itself() -> None:
+    kinds = {one.name: one.kind for one in explanations()}
+    assert kinds["mdns"] is bool
+    assert kinds["peers"] is tuple
+    assert kinds["expected_nodes"] is int
+    assert kinds["update_server"] is str
+    assert all(one.help for one in explanations())
