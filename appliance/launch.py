@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
+import signal
 from contextlib import suppress
 from typing import Any
 
@@ -57,7 +59,19 @@ def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None)
             notifier=notifier,
             console=Console(config.issue),
         )
-        await supervisor.run()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, supervisor.stop)
+        try:
+            await supervisor.start()
+        except OSError as error:
+            raise SkerryError(
+                f"the local API can't listen on {config.socket}: {error.strerror or error}",
+                hint="Its directory has to exist and to be writable, its path short.",
+            ) from error
+        # What is loaded by now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        await supervisor.serve()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

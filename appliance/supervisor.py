@@ -8,9 +8,7 @@ can't be used, do.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -62,7 +60,7 @@ OverlayFactory = Callable[[Identity, Store, SupervisorConfig], OverlayEdge]
 
 
 class Supervisor:
-    """One node's supervisor. ``run()`` returns when it was told to stop."""
+    """One node's supervisor. ``serve()`` returns after ``stop()``."""
 
     def __init__(
         self,
@@ -95,29 +93,30 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._awake = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
+        self._api = ApiServer(config.socket, self.routes())
 
-    async def run(self) -> None:
-        """Live until SIGTERM or SIGINT. The tunnel outlives us."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+    async def start(self) -> None:
+        """Look for an identity and open the API: from here on the service manager counts on us.
+
+        :raises OSError: the API's socket can't be made.
+        """
         self._keep_watchdog_fed()
         self._begin()
-        api = ApiServer(self._config.socket, self.routes())
-        await api.start()
+        await self._api.start()
         self._notifier.send(READY=1, STATUS=self._facts.state.value)
-        gc.collect()
-        gc.freeze()
+
+    async def serve(self) -> None:
+        """Live until :meth:`stop`. The tunnel outlives us."""
         try:
             while not self._stopping.is_set():
                 self._tick()
                 await self._pause()
         finally:
             self._notifier.send(STOPPING=1)
-            await self._wind_down(api)
+            await self._wind_down()
 
     def stop(self) -> None:
-        """End ``run()``."""
+        """End :meth:`serve`."""
         self._stopping.set()
         self._awake.set()
 
@@ -415,11 +414,11 @@ class Supervisor:
             async with asyncio.timeout(QUICK_TICK_SECONDS if quick else TICK_SECONDS):
                 await self._awake.wait()
 
-    async def _wind_down(self, api: ApiServer) -> None:
+    async def _wind_down(self) -> None:
         for job in self._jobs:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
-        await api.stop()
+        await self._api.stop()
         if self._overlay is not None:
             try:
                 await self._overlay.stop()
