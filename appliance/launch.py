@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib
 import logging
 import os
 import signal
 from contextlib import suppress
-from typing import Any
 
 import uvloop
 
@@ -80,16 +78,17 @@ def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None)
 
 
 def _real_overlay(identity: Identity, store: Store, config: SupervisorConfig) -> OverlayEdge:
-    service: Any = importlib.import_module("appliance.overlay.service")
+    # Netlink and discovery are most of what the process weighs: loaded when there is a network.
+    from appliance.overlay.config import OverlayConfig
+    from appliance.overlay.service import Overlay
 
-    overlay: OverlayEdge = service.Overlay(
+    return Overlay(
         identity,
         store,
-        service.OverlayConfig(
+        OverlayConfig(
             interface=config.interface,
+            listen_port=config.listen_port,
             wireguard=config.wireguard,
             wireguard_go=config.wireguard_go,
-            listen_port=config.listen_port,
         ),
     )
-    return overlay

@@ -5,13 +5,15 @@ Fields are only ever added; names carry their unit (``_s``, ``_ms``).
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from appliance.machine import Release
 from appliance.problem import Problem
 from provisioning.keys import id_text
+
+if TYPE_CHECKING:
+    from appliance.overlay.service import OverlayStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +83,20 @@ class Status:
     api: int = 1
 
 
-def overlay_view(snapshot: Any, *, now: float) -> OverlayView:  # noqa: ANN401 - OverlayStatus
+def overlay_view(snapshot: OverlayStatus, *, now: float) -> OverlayView:
     """Return the part of a snapshot that is told; ``now`` is Unix seconds."""
     return OverlayView(
         interface=snapshot.interface,
-        mode=_text(snapshot.mode),
-        addresses=tuple(str(address) for address in snapshot.addresses),
+        mode=snapshot.mode,
+        addresses=snapshot.addresses,
         listen_port=snapshot.listen_port,
         peers=tuple(
             Peer(
                 node_id=id_text(peer.node_id),
                 name=peer.name,
-                addresses=tuple(str(address) for address in peer.addresses),
-                endpoint=_text(peer.endpoint),
-                path=_text(peer.path),
+                addresses=peer.addresses,
+                endpoint=peer.endpoint,
+                path=peer.path,
                 rtt_ms=peer.rtt_ms,
                 handshake_age_s=peer.handshake_age_s,
                 up=peer.up,
@@ -103,7 +105,7 @@ def overlay_view(snapshot: Any, *, now: float) -> OverlayView:  # noqa: ANN401 -
         ),
         refusals=tuple(
             Refusal(
-                cause=_text(one.cause),
+                cause=one.cause,
                 detail=one.detail,
                 who=one.who,
                 count=one.count,
@@ -112,9 +114,3 @@ def overlay_view(snapshot: Any, *, now: float) -> OverlayView:  # noqa: ANN401 -
             for one in snapshot.refusals
         ),
     )
-
-
-def _text(value: object) -> str:
-    if isinstance(value, enum.Enum):
-        value = value.value
-    return "" if value is None else str(value)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from appliance import lifecycle, machine
 from appliance.api import Answer, ApiServer, Handler
@@ -34,6 +34,9 @@ from provisioning.sources import Found
 from provisioning.token import Token
 from skerry.errors import SkerryError
 
+if TYPE_CHECKING:
+    from appliance.overlay.service import OverlayStatus
+
 log = logging.getLogger(__name__)
 
 QUICK_TICK_SECONDS = 1.0
@@ -52,7 +55,7 @@ class OverlayEdge(Protocol):
     async def stop(self) -> None:
         """Stop; the tunnel and its peers stay as they are."""
 
-    def snapshot(self) -> Any:  # noqa: ANN401 - OverlayStatus
+    def snapshot(self) -> OverlayStatus:
         """Return what is so now, from memory."""
 
 
@@ -268,9 +271,8 @@ class Supervisor:
         assert identity is not None  # noqa: S101 - StartOverlay follows an identity only
         overlay: OverlayEdge | None = None
         try:
-            if identity.network.settings.vpn:
-                overlay = self._make_overlay(identity, self._store, self._config)
-                await overlay.start()
+            overlay = self._make_overlay(identity, self._store, self._config)
+            await overlay.start()
             self._overlay = overlay
         except Exception as error:  # noqa: BLE001 - a defect there degrades the node, no more
             problem = _overlay_problem(error)

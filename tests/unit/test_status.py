@@ -4,9 +4,7 @@ import argparse
 import json
 import os
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -15,6 +13,8 @@ from hypothesis import strategies as st
 
 from appliance import commands, machine, people, screen
 from appliance.machine import Release
+from appliance.overlay import refusals as overlay_refusals
+from appliance.overlay.service import OverlayStatus, PeerStatus
 from appliance.people import Console, headline, issue_text, lines_of
 from appliance.problem import Problem
 from appliance.status import OverlayView, Peer, Refusal, RefusedToken, Status, overlay_view
@@ -112,30 +112,25 @@ def test_age(seconds: float | None, text: str) -> None:
     assert screen.age(seconds) == text
 
 
-def test_the_overlay_is_told_without_its_types() -> None:
-    class Mode(Enum):
-        KERNEL = "kernel"
-
-    snapshot = SimpleNamespace(
+def test_the_overlay_is_told() -> None:
+    snapshot = OverlayStatus(
         interface="skerry0",
-        mode=Mode.KERNEL,
+        mode="kernel",
         addresses=("10.10.0.1",),
         listen_port=1,
         peers=(
-            SimpleNamespace(
+            PeerStatus(
                 node_id=bytes(16),
                 name="n",
                 addresses=("10.10.0.2",),
-                endpoint=None,
+                endpoint="",
                 path="lan",
                 rtt_ms=None,
                 handshake_age_s=1.5,
                 up=True,
             ),
         ),
-        refusals=(
-            SimpleNamespace(cause="expired", detail="d", who="10.0.0.9:1", count=2, at=990.0),
-        ),
+        refusals=(overlay_refusals.Refusal("expired", "d", "10.0.0.9:1", count=2, at=990.0),),
         problems=(),
     )
     view = overlay_view(snapshot, now=1000.0)

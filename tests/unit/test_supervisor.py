@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from appliance.journal import Redactor
 from appliance.launch import prepare_directories
 from appliance.lifecycle import State
 from appliance.notify import Notifier
+from appliance.overlay.service import OverlayStatus, PeerStatus
 from appliance.people import TOKEN_PATTERNS, Console
 from appliance.problem import Problem
 from appliance.store import Store
@@ -30,13 +30,12 @@ from appliance.supervisor import Supervisor
 from provisioning.identity import Identity
 from provisioning.keys import public_key
 from provisioning.network import NetworkInfo
-from provisioning.settings import Settings
 from provisioning.token import make_token
 from skerry.errors import SkerryError
 
 ROOT_SEED = bytes(range(32))
 NOW = time.time()
-PEER = SimpleNamespace(
+PEER = PeerStatus(
     node_id=bytes(16),
     name="node-2",
     addresses=("10.10.0.2",),
@@ -48,10 +47,8 @@ PEER = SimpleNamespace(
 )
 
 
-def token_text(
-    *, settings: Settings | None = None, issued: float = NOW, expires: int | None = None
-) -> str:
-    network = NetworkInfo("home", public_key(ROOT_SEED), bytes(32), settings=settings or Settings())
+def token_text(*, issued: float = NOW, expires: int | None = None) -> str:
+    network = NetworkInfo("home", public_key(ROOT_SEED), bytes(32))
     return make_token(network, ROOT_SEED, now=issued, expires=expires).text()
 
 
@@ -61,9 +58,10 @@ class FakeOverlay:
 
     calls: list[str] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
-    peers: tuple[Any, ...] = (PEER,)
+    peers: tuple[PeerStatus, ...] = (PEER,)
     problems: tuple[Problem, ...] = ()
     names: list[str] = field(default_factory=list)
+    defect: Exception | None = None
 
     def make(self, identity: Identity, _store: Store, _config: SupervisorConfig) -> FakeOverlay:
         self.names.append(identity.name)
@@ -77,8 +75,10 @@ class FakeOverlay:
     async def stop(self) -> None:
         self.calls.append("stop")
 
-    def snapshot(self) -> SimpleNamespace:
-        return SimpleNamespace(
+    def snapshot(self) -> OverlayStatus:
+        if self.defect:
+            raise self.defect
+        return OverlayStatus(
             interface="sk0",
             mode="kernel",
             addresses=("10.10.0.1",),
@@ -218,14 +218,6 @@ async def test_a_second_token_is_refused(
         hand_over(config, "usb-sdc1.token", token_text())
         await lab.until(lambda: "usb-sdc1.token is not needed" in caplog.text)
         assert caplog.text.count("usb-sdb1.token is not needed") == 1
-
-
-async def test_a_network_without_overlay(config: SupervisorConfig) -> None:
-    async with running(config) as lab:
-        text = token_text(settings=Settings(vpn=False))
-        await lab.ask("POST", "/v1/token", text.encode())
-        await lab.state(State.JOINING)
-        assert lab.overlay.calls == []
 
 
 @pytest.mark.parametrize(
@@ -410,9 +402,9 @@ async def test_a_defect_in_the_round_is_loud_and_not_the_end(
     async with running(config) as lab:
         await lab.ask("POST", "/v1/token", token_text().encode())
         await lab.state(State.READY)
-        lab.overlay.peers = (SimpleNamespace(),)
+        lab.overlay.defect = KeyError("x")
         await lab.until(lambda: "a defect in the supervisor's round" in caplog.text)
-        lab.overlay.peers = (PEER,)
+        lab.overlay.defect = None
         lab.overlay.problems = (Problem("uplink", "no cable", "plug one in"),)
         await lab.state(State.DEGRADED)
         assert lab.reasons() == ["uplink"]
