@@ -1,8 +1,8 @@
 """Root's part in finding tokens: copies one from a medium into the supervisor's inbox.
 
 Run by ``skerry-token-media@DEVICE.service``, which udev starts for a file system labelled SKERRY or
-CIDATA as long as the node has no identity. The medium is mounted read-only in the service's own
-mount namespace, and unmounted before this returns.
+CIDATA as long as the node has no identity. FAT is read by our own reader; anything else is
+mounted read-only in the service's own mount namespace, and unmounted before this returns.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from provisioning.sources import inbox
 from provisioning.sources.directory import FLASHED_NAME, token_on
 from provisioning.sources.nocloud import FILES as SEED_FILES
 from provisioning.storage import Window, device_size
+from provisioning.token import TEXT_LIMIT
 
 OWN_PARTITION = Path("/run/skerry/disk/token")
 _FILE_SYSTEMS = "vfat,iso9660,exfat,ext4"
@@ -37,13 +38,22 @@ def import_media(device: Path, inbox_directory: Path, *, own: Path = OWN_PARTITI
     for another medium, ``nocloud`` for a seed. Whether the token is good is the supervisor's
     business, so that it can tell people.
     """
-    with _mounted(device) as root:
-        found = token_on(root)
+    if not device.is_block_device():
+        raise MediaError(f"{device} is not a block device")
+    found = _in_fat(device)
+    if found is None:
+        with _mounted(device) as root:
+            found = token_on(root)
     if found is None:
         return None
     file_name, content = found
     kind = _kind(device, own, file_name)
-    return inbox.put(inbox_directory, f"{kind}-{device.name}{inbox.SUFFIX}", content)
+    try:
+        return inbox.put(inbox_directory, f"{kind}-{device.name}{inbox.SUFFIX}", content)
+    except OSError as error:
+        raise MediaError(
+            f"the token of {device} cannot be put into {inbox_directory}: {error.strerror}"
+        ) from error
 
 
 def wipe_media(device: Path) -> bool:
@@ -54,13 +64,19 @@ def wipe_media(device: Path) -> bool:
     """
     if not device.is_block_device():
         raise MediaError(f"{device} is not a block device")
-    handle = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     try:
-        volume = FatVolume(Window(handle, 0, device_size(handle)))
-        erased = volume.erase(FLASHED_NAME)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            volume = FatVolume(Window(handle, 0, device_size(handle)))
+            erased = volume.erase(FLASHED_NAME)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise MediaError(
+            f"the token on {device} cannot be erased: {error.strerror}",
+            hint="whoever gets at this disk can read the token: let it expire",
+        ) from error
     return erased
 
 
@@ -70,10 +86,24 @@ def _kind(device: Path, own: Path, file_name: str) -> str:
     return inbox.NOCLOUD if file_name in SEED_FILES else inbox.USB
 
 
+def _in_fat(device: Path) -> tuple[str, bytes] | None:
+    """Return name and content of ``token.txt`` on a FAT file system, read without mounting it.
+
+    None for anything else: a mount may know more (other file systems, long names).
+    """
+    handle = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        volume = FatVolume(Window(handle, 0, device_size(handle)))
+        content = volume.read(FLASHED_NAME, TEXT_LIMIT)
+    except (ProvisioningError, OSError):
+        return None
+    finally:
+        os.close(handle)
+    return None if content is None else (FLASHED_NAME, content)
+
+
 @contextmanager
 def _mounted(device: Path) -> Iterator[Path]:
-    if not device.is_block_device():
-        raise MediaError(f"{device} is not a block device")
     base = os.environ.get("RUNTIME_DIRECTORY")
     with tempfile.TemporaryDirectory(prefix="skerry-media-", dir=base) as target:
         options = "ro,nosuid,nodev,noexec,nosymfollow"
@@ -93,4 +123,4 @@ def _run(*command: str) -> None:
         raise MediaError(f"{command[0]} failed: {error}") from error
     if done.returncode:
         reason = done.stderr.strip().splitlines()
-        raise MediaError(f"{' '.join(command)}: {reason[-1] if reason else done.returncode}")
+        raise MediaError(f"{' '.join(command)}: {reason[0] if reason else done.returncode}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from provisioning import media
 from provisioning.errors import ProvisioningError
+from provisioning.fat import FatVolume
 from provisioning.files import FileError
 from provisioning.keys import public_key
 from provisioning.network import NetworkInfo
@@ -20,6 +23,7 @@ from provisioning.sources import Search, find_token, inbox, node_sources
 from provisioning.sources.cmdline import token_values
 from provisioning.sources.directory import token_on
 from provisioning.sources.nocloud import SeedError, token_in
+from provisioning.storage import Window
 from provisioning.token import TEXT_LIMIT, Token, make_token
 
 ROOT = b"\x01" * 32
@@ -267,8 +271,6 @@ def test_a_strangers_file_system_leads_nowhere(tmp_path: Path) -> None:
 def test_media_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, own: bool, file: str, expected: str
 ) -> None:
-    from contextlib import contextmanager
-
     device, link, stick, box = (tmp_path / name for name in ("sdz9", "own", "stick", "inbox"))
     stick.mkdir()
     box.mkdir()
@@ -282,9 +284,31 @@ def test_media_are_told_apart(
         assert which == device
         yield stick
 
+    monkeypatch.setattr(Path, "is_block_device", lambda _: True)
     monkeypatch.setattr(media, "_mounted", mounted)
     assert media.import_media(device, box, own=link) == box / expected
     assert (box / expected).read_bytes() == b"T"
+
+
+def test_a_fat_medium_is_read_without_mounting_it_and_erased_after_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, box = tmp_path / "sdz9", tmp_path / "inbox"
+    box.mkdir()
+    vector = Path(__file__).resolve().parents[1] / "vectors" / "fat12.img.xz"
+    device.write_bytes(lzma.decompress(vector.read_bytes()))
+    handle = os.open(device, os.O_RDWR)
+    FatVolume(Window(handle, 0, device.stat().st_size)).write("TOKEN.TXT", b"the token")
+    os.close(handle)
+    monkeypatch.setattr(Path, "is_block_device", lambda _: True)
+    with pytest.raises(media.MediaError, match="No such file"):
+        media.import_media(device, tmp_path / "missing", own=device)
+    path = media.import_media(device, box, own=device)
+    assert path == box / "disk-sdz9.token"
+    assert path.read_bytes() == b"the token"
+    assert media.wipe_media(device)
+    assert not media.wipe_media(device)
+    assert b"the token" not in device.read_bytes()
 
 
 def test_what_is_no_block_device_is_not_mounted(tmp_path: Path) -> None:
