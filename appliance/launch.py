@@ -16,6 +16,7 @@ from appliance.config import SupervisorConfig
 from appliance.journal import Redactor
 from appliance.notify import Notifier
 from appliance.people import Console
+from appliance.slim import slim_netlink
 from appliance.store import Store
 from appliance.supervisor import OverlayEdge, OverlayFactory, Supervisor
 from provisioning.identity import Identity
@@ -79,6 +80,7 @@ def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None)
 
 def _real_overlay(identity: Identity, store: Store, config: SupervisorConfig) -> OverlayEdge:
     # Netlink and discovery are most of what the process weighs: loaded when there is a network.
+    slim_netlink()
     from appliance.overlay.config import OverlayConfig
     from appliance.overlay.service import Overlay
 
