@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +22,22 @@ from appliance.journal import Redactor
 from appliance.launch import prepare_directories
 from appliance.lifecycle import State
 from appliance.notify import Notifier
-from appliance.overlay.service import OverlayStatus, PeerStatus
 from appliance.people import TOKEN_PATTERNS, Console
 from appliance.problem import Problem
-from appliance.store import Store
 from appliance.supervisor import Supervisor
-from provisioning.identity import Identity
 from provisioning.keys import public_key
 from provisioning.network import NetworkInfo
 from provisioning.token import make_token
 from skerry.errors import SkerryError
+from tests.fakes.overlay import FakeOverlay
 
 ROOT_SEED = bytes(range(32))
 NOW = time.time()
-PEER = PeerStatus(
-    node_id=bytes(16),
-    name="node-2",
-    addresses=("10.10.0.2",),
-    endpoint="10.0.2.3:51820",
-    path="lan",
-    rtt_ms=1.0,
-    handshake_age_s=1.0,
-    up=True,
-)
 
 
 def token_text(*, issued: float = NOW, expires: int | None = None) -> str:
     network = NetworkInfo("home", public_key(ROOT_SEED), bytes(32))
     return make_token(network, ROOT_SEED, now=issued, expires=expires).text()
-
-
-@dataclass
-class FakeOverlay:
-    """The overlay's end of the contract, with a log of what was asked of it."""
-
-    calls: list[str] = field(default_factory=list)
-    failures: list[Exception] = field(default_factory=list)
-    peers: tuple[PeerStatus, ...] = (PEER,)
-    problems: tuple[Problem, ...] = ()
-    names: list[str] = field(default_factory=list)
-    defect: Exception | None = None
-
-    def make(self, identity: Identity, _store: Store, _config: SupervisorConfig) -> FakeOverlay:
-        self.names.append(identity.name)
-        return self
-
-    async def start(self) -> None:
-        self.calls.append("start")
-        if self.failures:
-            raise self.failures.pop(0)
-
-    async def stop(self) -> None:
-        self.calls.append("stop")
-
-    def snapshot(self) -> OverlayStatus:
-        if self.defect:
-            raise self.defect
-        return OverlayStatus(
-            interface="sk0",
-            mode="kernel",
-            addresses=("10.10.0.1",),
-            listen_port=1,
-            peers=self.peers,
-            refusals=(),
-            problems=self.problems,
-        )
 
 
 @dataclass
