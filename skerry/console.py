@@ -86,7 +86,9 @@ class Progress:
 
     def _figures(self, share: float, done: int, now: float) -> str:
         elapsed = format_elapsed(now - self._begun)
-        return f"{share:4.0%} {format_size(done)} of {format_size(self._total)}, {elapsed}"
+        rate = format_size(done / max(now - self._begun, 0.001))
+        sizes = f"{format_size(done)} of {format_size(self._total)}"
+        return f"{share:4.0%} {sizes}, {elapsed}, {rate}/s"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
