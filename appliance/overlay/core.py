@@ -1,0 +1,509 @@
+"""The heart of the overlay, sans-IO: events in, actions out, the clock as an argument.
+
+It follows leads to members, authenticates them (`handshake`), keeps WireGuard's peer table and the
+node's overlay addresses right, and watches members by probes inside the tunnel. `service` performs
+the actions. The order of the returned actions matters.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from appliance.overlay import addresses, events, wire
+from appliance.overlay.addresses import AddressesExhaustedError, Claim
+from appliance.overlay.clock import Now
+from appliance.overlay.endpoint import Endpoint, IPNetwork, is_candidate, unpack_endpoint
+from appliance.overlay.errors import WireError
+from appliance.overlay.frames import Reassembler, split
+from appliance.overlay.handshake import (
+    Accepted,
+    Acknowledged,
+    Facts,
+    GaveUp,
+    Handshakes,
+    Outcome,
+    Refused,
+    Transmit,
+)
+from appliance.overlay.leads import Leads
+from appliance.overlay.peers import (
+    CLAIM_KEY,
+    MISSES_MAX,
+    PROBE_DOWN_SECONDS,
+    PROBE_FIRST_SECONDS,
+    PROBE_SECONDS,
+    Holders,
+    Peer,
+    attempt_from_record,
+    claim_record,
+    peer_from_record,
+)
+from appliance.overlay.refusals import Refusals
+from appliance.overlay.seal import Sealer
+from appliance.problem import Problem
+from provisioning.identity import Identity
+from provisioning.keys import id_text
+
+# Peers that WireGuard has from an earlier run and nobody vouched for since are removed after this.
+ADOPTION_SECONDS = 90.0
+# The responder of a handshake speaks first inside the tunnel; the initiator leaves it this long, so
+# that two WireGuard handshakes do not cross.
+INITIATOR_WAITS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """Its UDP port, whether there is a tunnel, and ranges into which no path may lead."""
+
+    port: int
+    vpn: bool
+    host_range: ipaddress.IPv4Network
+    refused: tuple[IPNetwork, ...]
+
+
+class Core:
+    """One node's view of its network. Begin with `start`, then `handle` every event."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        config: CoreConfig,
+        sealer: Sealer,
+        *,
+        random: Callable[[int], bytes],
+        remembered: Mapping[str, bytes],
+    ) -> None:
+        self.identity = identity
+        self.config = config
+        self.peers: dict[bytes, Peer] = {}
+        self.refusals = Refusals()
+        self.ipv6 = addresses.ula_address(identity.network.network_id, identity.member().node_key)
+        self.claim: Claim | None = None
+        self.exhausted: Problem | None = None
+        self._sealer = sealer
+        self._random = random
+        self._own: tuple[str, ...] = ()
+        self._leads = Leads()
+        self._parts = Reassembler()
+        self._prune_at: float | None = None
+        self._handshakes = Handshakes(identity, self.peers.__contains__, self._facts, random)
+        self._load(remembered)
+
+    # In and out
+
+    def start(self, adopted: events.TunnelStats, now: Now) -> list[events.Action]:
+        """Return what brings the interface and the remembered peers up.
+
+        ``adopted``: what an earlier run left; its peers are where they are, not where they were.
+        """
+        actions: list[events.Action] = []
+        self._stats(adopted.peers)
+        self._choose_address(actions, attempt=self.claim.attempt if self.claim else 0)
+        for peer in self.peers.values():
+            self._hurry(peer, now, INITIATOR_WAITS)
+            self._leads.set(f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono)
+        self._allow(actions)
+        if self.config.vpn:
+            self._prune_at = now.mono + ADOPTION_SECONDS
+            actions.append(events.ReadStats())
+        self._follow(now, actions)
+        return actions
+
+    def handle(self, event: events.Event, now: Now) -> list[events.Action]:
+        """Return what follows from an event; whatever is due by now is done as well."""
+        actions: list[events.Action] = []
+        match event:
+            case events.DatagramReceived(data, source):
+                self._datagram(data, source, now, actions)
+            case events.ProbeReceived(data, source):
+                self._inside(data, source, now, actions)
+            case events.Discovered(key, endpoints, wait):
+                usable = tuple(one for one in endpoints if self._usable(one))
+                self._leads.set(key, usable, now.mono + wait)
+            case events.LocalAddresses(hosts):
+                self._moved(hosts, now, actions)
+            case events.TunnelStats(peers):
+                self._stats(peers)
+            case events.Tick():
+                pass
+        self._due(now, actions)
+        return actions
+
+    def next_timer(self) -> float | None:
+        """Return the monotonic time of the next `Tick` that has something to do."""
+        times = [peer.probe_at for peer in self.peers.values()]
+        times += [
+            one
+            for one in (
+                self._prune_at,
+                self._handshakes.next_timer(),
+                self._leads.next_timer(self._satisfied()),
+            )
+            if one is not None
+        ]
+        return min(times, default=None)
+
+    # Datagrams
+
+    def _datagram(
+        self, data: bytes, source: Endpoint, now: Now, actions: list[events.Action]
+    ) -> None:
+        if not self._usable(source):
+            return  # our own echo, or a tunnel inside itself
+        plaintext = self._sealer.unseal(data, now.unix)
+        if plaintext is None:
+            self._refuse(
+                "unsealed",
+                "not sealed with this network's secret: a node with another network's token, "
+                "a clock that is more than an hour off, or noise",
+                source,
+                now,
+                actions,
+            )
+            return
+        try:
+            message = self._parts.add(source, plaintext, now.mono)
+            if message is None:
+                return
+            kind, payload = wire.decode_message(message)
+        except WireError as error:
+            self._refuse(error.cause, str(error), source, now, actions)
+            return
+        if isinstance(payload, wire.Probe):
+            if self.config.vpn:
+                self._refuse("misplaced", "a probe outside the tunnel", source, now, actions)
+            else:
+                self._probe(kind, payload, source, now, actions)
+            return
+        self._outcomes(self._handshakes.receive(kind, payload, source, now), now, actions)
+
+    def _inside(self, data: bytes, source: str, now: Now, actions: list[events.Action]) -> None:
+        """Handle a datagram from inside the tunnel: WireGuard vouches for its source address."""
+        plaintext = self._sealer.unseal(data, now.unix)
+        where = Endpoint(source, 1)
+        try:
+            message = self._parts.add(where, plaintext, now.mono) if plaintext else None
+            if message is None:
+                return
+            kind, payload = wire.decode_message(message)
+        except WireError as error:
+            self._refuse(error.cause, str(error), where, now, actions)
+            return
+        if not isinstance(payload, wire.Probe):
+            return
+        peer = self.peers.get(payload.sender)
+        if peer is None or str(peer.ipv6) != source:
+            self._refuse("misplaced", "a probe in another node's name", where, now, actions)
+            return
+        self._probe(kind, payload, None, now, actions)
+
+    def _probe(
+        self,
+        kind: wire.Kind,
+        probe: wire.Probe,
+        source: Endpoint | None,
+        now: Now,
+        actions: list[events.Action],
+    ) -> None:
+        peer = self.peers.get(probe.sender)
+        if peer is None:
+            return
+        if kind is wire.Kind.PROBE:
+            echo = wire.Probe(self.identity.node_id, probe.token)
+            self._send_probe(wire.Kind.ECHO, echo, peer, source, now, actions)
+        elif peer.token and probe.token == peer.token:
+            self._answered(peer, now, actions)
+
+    def _send_probe(
+        self,
+        kind: wire.Kind,
+        probe: wire.Probe,
+        peer: Peer,
+        source: Endpoint | None,
+        now: Now,
+        actions: list[events.Action],
+    ) -> None:
+        for frame in split(wire.encode_message(kind, probe), self._random):
+            data = self._sealer.seal(frame, now.unix)
+            if self.config.vpn:
+                actions.append(events.SendInside(data, str(peer.ipv6)))
+            elif where := source or peer.endpoint:
+                actions.append(events.Send(data, where))
+
+    # Handshakes
+
+    def _outcomes(
+        self, outcomes: Iterable[Outcome], now: Now, actions: list[events.Action]
+    ) -> None:
+        for one in outcomes:
+            match one:
+                case Transmit(message, destination):
+                    for frame in split(message, self._random):
+                        data = self._sealer.seal(frame, now.unix)
+                        actions.append(events.Send(data, destination))
+                case Accepted():
+                    self._accept(one, now, actions)
+                case Acknowledged(node_id):
+                    if (peer := self.peers.get(node_id)) and not peer.up:
+                        self._hurry(peer, now, INITIATOR_WAITS)
+                case Refused(cause, detail, source):
+                    self._refuse(cause, detail, source, now, actions)
+                case GaveUp():
+                    pass  # its lead says when to try again
+
+    def _accept(self, one: Accepted, now: Now, actions: list[events.Action]) -> None:
+        claimed = self._claimed(one)
+        if isinstance(claimed, str):
+            self._refuse("wrong-address", claimed, one.source, now, actions)
+            return
+        member, body = one.member, one.body
+        peer = self.peers.get(member.node_id)
+        new = peer is None
+        if peer is None:
+            ipv6 = addresses.ula_address(self.identity.network.network_id, member.node_key)
+            peer = self.peers[member.node_id] = Peer(member, one.certificate, ipv6)
+        elif peer.boot == body.boot and peer.serial >= body.serial:
+            return  # said before what we know already
+        rejoined = peer.boot != body.boot
+        peer.member, peer.certificate = member, one.certificate
+        peer.boot, peer.serial, peer.accepted_at = body.boot, body.serial, now.mono
+        peer.attempt, peer.ipv4 = body.attempt, claimed
+        listed = tuple(unpack_endpoint(packed) for packed in body.candidates)
+        self._locate(peer, one.source, listed)
+        self._leads.bind(one.source, member.node_id)
+        self._leads.set(f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono)
+        self._leads.bind(one.source, member.node_id)
+        if new:
+            self._log(actions, logging.INFO, f"{member.name} is a member", peer, event="accepted")
+        self._settle_clash(peer, now, actions)
+        self._allow(actions, moved=peer)
+        actions.append(events.Remember(peer.store_key, peer.record()))
+        if new or rejoined or not peer.up:
+            self._hurry(peer, now, INITIATOR_WAITS if one.initiated else 0.0)
+
+    def _claimed(self, one: Accepted) -> ipaddress.IPv4Address | str | None:
+        """Return the address that a member claims, or what is wrong with the claim."""
+        if not one.body.address:
+            return None
+        address = ipaddress.IPv4Address(one.body.address)
+        right = addresses.claimed_address(
+            one.member.node_id, one.body.attempt, self.config.host_range
+        )
+        if address != right:
+            return (
+                f"{one.member.name} claims {address}, which is not its place in "
+                f"{self.config.host_range}: was its token made with another host_range?"
+            )
+        return address
+
+    def _locate(self, peer: Peer, source: Endpoint, listed: tuple[Endpoint, ...]) -> None:
+        """Decide where a member is: a path that works is kept as long as the member has it."""
+        usable = tuple(one for one in listed if self._usable(one))
+        if not (peer.up and peer.endpoint in usable):
+            peer.endpoint = source
+        peer.candidates = (source, *(one for one in usable if one != source))
+
+    # Addresses
+
+    def _settle_clash(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
+        """Move away if a member with a lower node id claims our address."""
+        if self.claim is None or peer.ipv4 != self.claim.address:
+            return
+        if addresses.keeps(self.identity.node_id, peer.node_id):
+            return
+        message = f"{peer.member.name} holds {self.claim.address}, this node moves away"
+        self._log(actions, logging.WARNING, message, peer, event="address-moved")
+        self._choose_address(actions, attempt=self.claim.attempt + 1)
+        for one in self.peers.values():
+            self._greet(one, now, actions)
+
+    def _choose_address(self, actions: list[events.Action], *, attempt: int) -> None:
+        taken = {peer.ipv4 for peer in self.peers.values() if peer.ipv4 is not None}
+        if self.claim is not None and self.claim.attempt == attempt:
+            # Ours since long: only a member with a lower id could say otherwise.
+            stronger = {
+                peer.ipv4
+                for peer in self.peers.values()
+                if addresses.keeps(peer.node_id, self.identity.node_id)
+            }
+            if self.claim.address not in stronger:
+                actions.append(events.SetAddresses(self.claim.address, self.ipv6))
+                return
+        self.exhausted = None
+        try:
+            self.claim = addresses.first_free(
+                self.identity.node_id, self.config.host_range, taken, attempt=attempt
+            )
+        except AddressesExhaustedError as error:
+            self.claim = None
+            self.exhausted = Problem("addresses-exhausted", str(error), error.hint or "")
+        else:
+            record = claim_record(self.identity.node_id, self.config.host_range, self.claim.attempt)
+            actions.append(events.Remember(CLAIM_KEY, record))
+        address = self.claim.address if self.claim else None
+        actions.append(events.SetAddresses(address, self.ipv6))
+
+    def _allow(self, actions: list[events.Action], *, moved: Peer | None = None) -> None:
+        """Set the peers whose addresses have changed, and the one that moved."""
+        if not self.config.vpn:
+            return
+        claims = {peer.node_id: peer.ipv4 for peer in self.peers.values()}
+        claims[self.identity.node_id] = self.claim.address if self.claim else None
+        holders = Holders.of(claims)
+        for peer in self.peers.values():
+            allowed = [f"{peer.ipv6}/128"]
+            if peer.ipv4 is not None and holders.holder(peer.ipv4) == peer.node_id:
+                allowed.insert(0, f"{peer.ipv4}/32")
+            if tuple(allowed) != peer.allowed or peer is moved:
+                peer.allowed = tuple(allowed)
+                actions.append(events.SetPeer(peer.member.wg_key, peer.endpoint, peer.allowed))
+
+    # Time
+
+    def _due(self, now: Now, actions: list[events.Action]) -> None:
+        self._outcomes(self._handshakes.tick(now), now, actions)
+        self._follow(now, actions)
+        probed = False
+        for peer in self.peers.values():
+            if peer.probe_at <= now.mono:
+                probed = True
+                self._send_next_probe(peer, now, actions)
+        if probed and self.config.vpn:
+            actions.append(events.ReadStats())
+        if self._prune_at is not None and self._prune_at <= now.mono:
+            self._prune_at = None
+            known = frozenset(peer.member.wg_key for peer in self.peers.values())
+            actions.append(events.KeepOnlyPeers(known))
+
+    def _follow(self, now: Now, actions: list[events.Action]) -> None:
+        for endpoint in self._leads.take_due(now.mono, self._satisfied()):
+            self._outcomes(self._handshakes.initiate(endpoint, now), now, actions)
+
+    def _satisfied(self) -> frozenset[bytes]:
+        return frozenset(peer.node_id for peer in self.peers.values() if peer.up)
+
+    def _hurry(self, peer: Peer, now: Now, wait: float) -> None:
+        peer.hurry, peer.misses, peer.token = 0, 0, b""
+        peer.probe_at = now.mono + wait
+
+    def _send_next_probe(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
+        if peer.token:
+            peer.misses += 1
+        if peer.up and peer.misses >= MISSES_MAX:
+            peer.up, peer.rtt = False, None
+            self._leads.hasten(peer.node_id, now.mono)
+            self._log(
+                actions, logging.WARNING, f"{peer.member.name} is gone", peer, event="peer-down"
+            )
+        if not peer.up and peer.hurry < len(PROBE_FIRST_SECONDS):
+            peer.probe_at = now.mono + PROBE_FIRST_SECONDS[peer.hurry]
+            peer.hurry += 1
+        else:
+            # On whole multiples, so that all peers share one wake-up.
+            every = PROBE_SECONDS if peer.up else PROBE_DOWN_SECONDS
+            peer.probe_at = (now.mono // every + 1) * every
+        if peer.up or peer.accepted_at > float("-inf") or self.config.vpn:
+            peer.token, peer.token_sent = self._random(wire.PROBE_TOKEN_SIZE), now.mono
+            probe = wire.Probe(self.identity.node_id, peer.token)
+            self._send_probe(wire.Kind.PROBE, probe, peer, None, now, actions)
+
+    def _answered(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
+        peer.rtt, peer.token, peer.misses = now.mono - peer.token_sent, b"", 0
+        if peer.up:
+            return
+        peer.up = True
+        peer.probe_at = (now.mono // PROBE_SECONDS + 1) * PROBE_SECONDS
+        self._log(
+            actions,
+            logging.INFO,
+            f"{peer.member.name} answers ({peer.rtt * 1000:.1f} ms)",
+            peer,
+            event="peer-up",
+        )
+        if self.config.vpn:
+            actions.append(events.ReadStats())
+
+    # What the edges tell
+
+    def _moved(self, hosts: tuple[str, ...], now: Now, actions: list[events.Action]) -> None:
+        first, changed = not self._own, set(hosts) != set(self._own)
+        self._own = hosts
+        if first or not changed:
+            return
+        # Members learn the new endpoint from where our message comes; a path that broke shows soon.
+        for peer in self.peers.values():
+            self._greet(peer, now, actions)
+            peer.hurry, peer.misses, peer.token = 0, MISSES_MAX - 1, b""
+            peer.probe_at = now.mono + INITIATOR_WAITS
+        self._leads.hasten(None, now.mono)
+
+    def _greet(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
+        if peer.endpoint is not None:
+            self._outcomes(self._handshakes.initiate(peer.endpoint, now), now, actions)
+
+    def _stats(self, found: Mapping[bytes, events.TunnelPeer]) -> None:
+        for peer in self.peers.values():
+            seen = found.get(peer.member.wg_key)
+            if seen is None:
+                continue
+            peer.handshake = seen.handshake
+            # WireGuard follows a member that roams; a member is where its packets come from.
+            if seen.endpoint is not None and seen.handshake is not None:
+                peer.endpoint = seen.endpoint
+
+    # Helpers
+
+    def _facts(self) -> Facts:
+        claim = self.claim
+        listed = tuple(
+            Endpoint(host, self.config.port).pack()
+            for host in self._own
+            if is_candidate(host, own=(), refused=self.config.refused)
+        )
+        return Facts(
+            port=self.config.port,
+            attempt=claim.attempt if claim else 0,
+            address=claim.address.packed if claim else b"",
+            candidates=listed[: wire.CANDIDATES_MAX],
+        )
+
+    def _usable(self, endpoint: Endpoint) -> bool:
+        return is_candidate(endpoint.host, own=self._own, refused=self.config.refused)
+
+    def _refuse(
+        self,
+        cause: str,
+        detail: str,
+        source: Endpoint,
+        now: Now,
+        actions: list[events.Action],
+    ) -> None:
+        if line := self.refusals.note(cause, detail, source, now):
+            actions.append(line)
+
+    def _log(
+        self, actions: list[events.Action], level: int, message: str, peer: Peer, *, event: str
+    ) -> None:
+        fields = {
+            "event": event,
+            "peer": id_text(peer.node_id),
+            "peer_name": peer.member.name,
+            "endpoint": str(peer.endpoint) if peer.endpoint else "",
+        }
+        actions.append(events.Log(level, message, fields))
+
+    def _load(self, remembered: Mapping[str, bytes]) -> None:
+        own, host_range = self.identity.node_id, self.config.host_range
+        for key, value in remembered.items():
+            if key == CLAIM_KEY:
+                attempt = attempt_from_record(value, own, host_range)
+                if attempt is not None:
+                    address = addresses.claimed_address(own, attempt, host_range)
+                    self.claim = Claim(attempt, address)
+                continue
+            peer = peer_from_record(value, self.identity.network, host_range)
+            if peer is not None and peer.node_id != own:
+                self.peers[peer.node_id] = peer

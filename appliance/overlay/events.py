@@ -1,0 +1,135 @@
+"""What the core is fed, and what it wants done."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from appliance.overlay.endpoint import Endpoint
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramReceived:
+    """A datagram came in on the control socket."""
+
+    data: bytes
+    source: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReceived:
+    """A datagram came in through the tunnel, from an IPv6 overlay address."""
+
+    data: bytes
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """A member may be at these endpoints; empty: no longer. ``wait`` seconds before trying."""
+
+    key: str
+    endpoints: tuple[Endpoint, ...]
+    wait: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAddresses:
+    """The node's own underlay addresses, as they are now."""
+
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelPeer:
+    """What WireGuard says of a peer; ``handshake`` is Unix seconds, None: never."""
+
+    endpoint: Endpoint | None
+    handshake: float | None
+    received: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelStats:
+    """WireGuard's peers by public key."""
+
+    peers: Mapping[bytes, TunnelPeer]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = DatagramReceived | ProbeReceived | Discovered | LocalAddresses | TunnelStats | Tick
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a datagram from the control socket."""
+
+    data: bytes
+    destination: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class SendInside:
+    """Send a datagram through the tunnel to an IPv6 overlay address."""
+
+    data: bytes
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetPeer:
+    """Make WireGuard's peer be like this; no endpoint: leave the one it has."""
+
+    key: bytes
+    endpoint: Endpoint | None
+    allowed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOnlyPeers:
+    """Remove WireGuard's peers with any other key."""
+
+    keys: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SetAddresses:
+    """Make the interface's addresses be these."""
+
+    ipv4: ipaddress.IPv4Address | None
+    ipv6: ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStats:
+    """Feed back TunnelStats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep a value in the node's store; None forgets it."""
+
+    key: str
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write a log line; ``fields`` are for machines."""
+
+    level: int
+    message: str
+    fields: Mapping[str, object]
+
+
+Action = Send | SendInside | SetPeer | KeepOnlyPeers | SetAddresses | ReadStats | Remember | Log

@@ -1,0 +1,175 @@
+"""What the core knows of a member, and how it is remembered."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from appliance.overlay import addresses
+from appliance.overlay.endpoint import Endpoint, PackedEndpoint, unpack_endpoint
+from appliance.overlay.errors import WireError
+from appliance.overlay.wire import ATTEMPT_MAX, CANDIDATES_MAX
+from provisioning import codec
+from provisioning.errors import FormatError
+from provisioning.keys import id_text
+from provisioning.membership import CertificateError, Member, verify_certificate
+from provisioning.network import NetworkInfo
+
+PROBE_SECONDS = 10.0
+PROBE_DOWN_SECONDS = 60.0
+# A member that was just accepted is probed faster until it answers.
+PROBE_FIRST_SECONDS = (0.3, 0.5, 1.0, 2.0, 5.0)
+MISSES_MAX = 3
+RECORD_VERSION = 1
+RECORD_LIMIT = 8192
+PEER_PREFIX = "overlay/peer/"
+CLAIM_KEY = "overlay/claim"
+
+
+class PeerRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How a peer is kept in the store."""
+
+    version: int
+    certificate: bytes
+    attempt: int
+    has_address: bool
+    endpoints: tuple[PackedEndpoint, ...]
+
+
+class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How the node's own address is kept; it counts for this node and range only."""
+
+    version: int
+    node_id: bytes
+    host_range: str
+    attempt: int
+
+
+@dataclass(slots=True)
+class Peer:
+    """A member. Times are seconds of the monotonic clock, `handshake` Unix seconds."""
+
+    member: Member
+    certificate: bytes
+    ipv6: ipaddress.IPv6Address
+    attempt: int = 0
+    ipv4: ipaddress.IPv4Address | None = None
+    endpoint: Endpoint | None = None
+    candidates: tuple[Endpoint, ...] = ()
+    boot: bytes = b""
+    serial: int = 0
+    accepted_at: float = float("-inf")
+    handshake: float | None = None
+    # Probing: the token on its way, when the next one goes out.
+    token: bytes = b""
+    token_sent: float = 0.0
+    misses: int = 0
+    hurry: int = 0
+    probe_at: float = 0.0
+    up: bool = False
+    rtt: float | None = None
+    allowed: tuple[str, ...] = ()
+
+    @property
+    def node_id(self) -> bytes:
+        """The member's id."""
+        return self.member.node_id
+
+    @property
+    def store_key(self) -> str:
+        """Where it is remembered."""
+        return PEER_PREFIX + id_text(self.node_id)
+
+    def record(self) -> bytes:
+        """Return the form in the store."""
+        known = [self.endpoint] if self.endpoint else []
+        known += [one for one in self.candidates if one != self.endpoint]
+        return codec.encode(
+            PeerRecord(
+                RECORD_VERSION,
+                self.certificate,
+                self.attempt,
+                self.ipv4 is not None,
+                tuple(one.pack() for one in known[: CANDIDATES_MAX + 1]),
+            )
+        )
+
+
+def peer_from_record(
+    data: bytes, network: NetworkInfo, host_range: ipaddress.IPv4Network
+) -> Peer | None:
+    """Return the remembered peer; None for a record that is damaged or of another network.
+
+    Who was let in stays in, whatever its grant's expiry.
+    """
+    try:
+        record = codec.decode(data, PeerRecord, limit=RECORD_LIMIT)
+        if record.version != RECORD_VERSION or not 0 <= record.attempt <= ATTEMPT_MAX:
+            return None
+        member = verify_certificate(
+            record.certificate, network=network, now=0, admitted=lambda _: True
+        )
+        endpoints = tuple(unpack_endpoint(one) for one in record.endpoints)
+    except (FormatError, CertificateError, WireError):
+        return None
+    peer = Peer(
+        member,
+        record.certificate,
+        addresses.ula_address(network.network_id, member.node_key),
+        attempt=record.attempt,
+        endpoint=endpoints[0] if endpoints else None,
+        candidates=endpoints,
+    )
+    if record.has_address:
+        peer.ipv4 = addresses.claimed_address(member.node_id, record.attempt, host_range)
+    return peer
+
+
+def claim_record(node_id: bytes, host_range: ipaddress.IPv4Network, attempt: int) -> bytes:
+    """Return the form in which the node keeps its own claim."""
+    return codec.encode(ClaimRecord(RECORD_VERSION, node_id, str(host_range), attempt))
+
+
+def attempt_from_record(
+    data: bytes | None, node_id: bytes, host_range: ipaddress.IPv4Network
+) -> int | None:
+    """Return the kept attempt if it is for this node and range."""
+    if data is None:
+        return None
+    try:
+        record = codec.decode(data, ClaimRecord, limit=RECORD_LIMIT)
+    except FormatError:
+        return None
+    right = (
+        record.version == RECORD_VERSION
+        and record.node_id == node_id
+        and record.host_range == str(host_range)
+        and 0 <= record.attempt <= ATTEMPT_MAX
+    )
+    return record.attempt if right else None
+
+
+@dataclass(slots=True)
+class Holders:
+    """Who holds which IPv4 overlay address: of several claimants the lowest node id."""
+
+    _claims: dict[ipaddress.IPv4Address, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, claims: Mapping[bytes, ipaddress.IPv4Address | None]) -> Holders:
+        """Return the holders that follow from all claims by node id."""
+        holders = cls()
+        for node_id, address in claims.items():
+            if address is None:
+                continue
+            other = holders._claims.get(address)
+            if other is None or addresses.keeps(node_id, other):
+                holders._claims[address] = node_id
+        return holders
+
+    def holder(self, address: ipaddress.IPv4Address) -> bytes | None:
+        """Return the node that holds an address."""
+        return self._claims.get(address)

@@ -1,0 +1,409 @@
+"""The overlay of one node: an asyncio shell around `core`.
+
+Recipe::
+
+    overlay = Overlay(identity, store, OverlayConfig(interface="skerry0"))
+    await overlay.start()
+    ...
+    print(overlay.snapshot())
+    await overlay.stop()      # the tunnel and its peers stay
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from appliance.overlay import addresses, events, links
+from appliance.overlay.clock import Now
+from appliance.overlay.config import FWMARK, OverlayConfig
+from appliance.overlay.control_socket import ControlSocket, open_plain, open_raw
+from appliance.overlay.core import Core, CoreConfig
+from appliance.overlay.endpoint import Endpoint, IPNetwork, parse_endpoint
+from appliance.overlay.errors import OverlayError
+from appliance.overlay.inside import InsideSocket
+from appliance.overlay.mdns import Mdns
+from appliance.overlay.otp import Seed
+from appliance.overlay.peers import Peer
+from appliance.overlay.refusals import Refusal
+from appliance.overlay.seal import Sealer
+from appliance.overlay.wireguard import Device, PeerState, PeerTable, WireGuard
+from appliance.problem import Problem
+from appliance.store import Store
+from provisioning.identity import Identity
+from provisioning.keys import wireguard_public_key
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+SEED_SECONDS = 120.0
+STORE_PREFIX = "overlay/"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """A member as it is now. ``rtt_ms`` and ``handshake_age_s``: None if not known."""
+
+    node_id: bytes
+    name: str
+    addresses: tuple[str, ...]
+    endpoint: str
+    path: str
+    rtt_ms: float | None
+    handshake_age_s: float | None
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayStatus:
+    """The overlay as it is now; ``mode`` is ``kernel``, ``userspace`` or ``off``."""
+
+    interface: str
+    mode: str
+    addresses: tuple[str, ...]
+    listen_port: int
+    peers: tuple[PeerStatus, ...]
+    refusals: tuple[Refusal, ...]
+    problems: tuple[Problem, ...]
+
+
+class Overlay:
+    """Finds the members of the network and keeps the encrypted paths to them."""
+
+    def __init__(self, identity: Identity, store: Store, config: OverlayConfig) -> None:
+        self._identity = identity
+        self._store = store
+        self._config = config
+        settings = identity.network.settings
+        self._vpn = settings.vpn
+        self._host_range = ipaddress.IPv4Network(settings.host_range)
+        self._ula = addresses.ula_prefix(identity.network.network_id)
+        self._refused: tuple[IPNetwork, ...] = (
+            self._host_range,
+            self._ula,
+            ipaddress.IPv4Network(settings.pod_range),
+            ipaddress.IPv4Network(config.service_range),
+        )
+        network = identity.network
+        self._seed = Seed(network.otp_seed, network.epoch, config.slot_seconds)
+        self._core = Core(
+            identity,
+            CoreConfig(config.listen_port, self._vpn, self._host_range, self._refused),
+            Sealer(self._seed),
+            random=os.urandom,
+            remembered=store.items(STORE_PREFIX),
+        )
+        self._worker: ThreadPoolExecutor | None = None
+        self._table: PeerTable | None = None
+        self._control: ControlSocket | None = None
+        self._inside: InsideSocket | None = None
+        self._monitor: socket.socket | None = None
+        self._mdns: Mdns | None = None
+        self._queue: asyncio.Queue[events.Action] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._settle: asyncio.TimerHandle | None = None
+        self._uplinks: tuple[links.UplinkAddress, ...] = ()
+        self._failed: dict[str, Problem] = {}
+        self._stopped = False
+
+    # Life
+
+    async def start(self) -> None:
+        """Bring the interface up, adopt what an earlier run left, begin to look for members.
+
+        Raises OverlayError saying what is missing; `stop` cleans up then too.
+        """
+        loop = asyncio.get_running_loop()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="overlay")
+        self._monitor = links.open_monitor()
+        loop.add_reader(self._monitor, links.drain_monitor, self._monitor, self._links_changed)
+        adopted = events.TunnelStats({})
+        if self._vpn:
+            adopted = _stats(await self._open_tunnel())
+            self._control = open_raw(self._config.listen_port)
+        else:
+            self._control = open_plain(self._config.listen_port)
+        self._mdns = Mdns(
+            self._seed,
+            self._identity.node_id,
+            self._config.listen_port,
+            self._feed,
+            clock=self._unix,
+        )
+        for action in self._core.start(adopted, self._now()):
+            await self._perform(action)
+        if self._vpn:
+            self._inside = InsideSocket.open(
+                self._core.ipv6, self._config.probe_port, self._config.interface
+            )
+            self._inside.listen(loop, self._inside_received)
+        self._control.listen(loop, self._received)
+        self._settled()
+        self._tasks.append(asyncio.create_task(self._perform_all()))
+        if self._identity.network.settings.peers:
+            self._tasks.append(asyncio.create_task(self._look_up_seeds()))
+        self._set_timer()
+
+    async def stop(self) -> None:
+        """Stop looking and answering; the tunnel, its addresses and its peers stay."""
+        self._stopped = True
+        loop = asyncio.get_running_loop()
+        for timer in (self._timer, self._settle):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._monitor is not None:
+            loop.remove_reader(self._monitor)
+            self._monitor.close()
+            self._monitor = None
+        if self._mdns is not None:
+            await self._mdns.close()
+        if self._control is not None:
+            self._control.close(loop)
+            self._control = None
+        if self._inside is not None:
+            self._inside.close(loop)
+            self._inside = None
+        if self._worker is not None:
+            if self._table is not None:
+                await self._blocking(self._table.wireguard.close)
+            self._worker.shutdown()
+            self._worker = None
+
+    def snapshot(self) -> OverlayStatus:
+        """Return what is so now, from memory."""
+        core, unix = self._core, self._unix()
+        own = [str(core.claim.address)] if core.claim else []
+        return OverlayStatus(
+            interface=self._config.interface if self._vpn else "",
+            mode=self._table.wireguard.mode if self._table else "off",
+            addresses=(*own, str(core.ipv6)) if self._vpn else (),
+            listen_port=self._config.listen_port,
+            peers=tuple(_peer_status(peer, unix) for peer in core.peers.values()),
+            refusals=tuple(core.refusals),
+            problems=self._problems(),
+        )
+
+    # Events and actions
+
+    def _now(self) -> Now:
+        return Now(time.monotonic(), self._unix())
+
+    def _unix(self) -> float:
+        # A machine without a clock of its own may boot in 1970.
+        return max(time.time(), float(self._identity.time_floor))
+
+    def _feed(self, event: events.Event) -> None:
+        if self._stopped:
+            return
+        for action in self._core.handle(event, self._now()):
+            # What needs no waiting keeps its place only among its kind: a datagram that follows a
+            # peer must find the peer there.
+            self._queue.put_nowait(action)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        at = self._core.next_timer()
+        if at is None:
+            return
+        wait = max(at - time.monotonic(), 0.0)
+        self._timer = asyncio.get_running_loop().call_later(wait, self._feed, events.Tick())
+
+    async def _perform_all(self) -> None:
+        while True:
+            action = await self._queue.get()
+            try:
+                await self._perform(action)
+                self._failed.pop(type(action).__name__, None)
+            except OverlayError as error:
+                problem = Problem("overlay-edge", str(error), error.hint or "")
+                if self._failed.get(type(action).__name__) != problem:
+                    log.warning("%s", error, extra={"skerry_event": "overlay-edge"})
+                self._failed[type(action).__name__] = problem
+
+    async def _perform(self, action: events.Action) -> None:
+        match action:
+            case events.Send(data, destination):
+                if self._control is not None:
+                    self._control.send(data, destination)
+            case events.SendInside(data, destination):
+                if self._inside is not None:
+                    self._inside.send(data, destination)
+            case events.Remember(key, value):
+                if value is None:
+                    self._store.delete(key)
+                else:
+                    self._store.put(key, value)
+            case events.Log(level, message, fields):
+                extra = {f"skerry_{name}": value for name, value in fields.items()}
+                log.log(level, "%s", message, extra=extra)
+            case _ if self._table is not None:
+                await self._perform_on_tunnel(action, self._table)
+
+    async def _perform_on_tunnel(self, action: events.Action, table: PeerTable) -> None:
+        match action:
+            case events.SetPeer(key, endpoint, allowed):
+                await self._blocking(partial(table.set, key, endpoint, allowed))
+            case events.KeepOnlyPeers(keys):
+                for key in (await self._blocking(table.read)).keys() - keys:
+                    log.info("removing a peer that nobody vouched for since the start")
+                    await self._blocking(partial(table.remove, key))
+            case events.ReadStats():
+                found = await self._blocking(table.read)
+                self._feed(_stats(found))
+            case events.SetAddresses(ipv4, ipv6):
+                own = (ipv6,) if ipv4 is None else (ipv4, ipv6)
+                ranges = (self._host_range, self._ula)
+                await self._blocking(
+                    partial(links.set_addresses, self._config.interface, own, ranges)
+                )
+
+    async def _blocking(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
+
+    # Edges
+
+    async def _open_tunnel(self) -> Mapping[bytes, PeerState]:
+        device = Device(
+            self._config.interface,
+            self._identity.wg_private,
+            wireguard_public_key(self._identity.wg_private),
+            self._config.listen_port,
+            FWMARK,
+        )
+        wireguard, adopted = await self._blocking(partial(_open, self._config, device))
+        self._table = PeerTable(wireguard)
+        await self._blocking(partial(links.set_up, self._config.interface))
+        log.info(
+            "%s %s (%s WireGuard, UDP port %d)",
+            "adopted" if adopted else "made",
+            self._config.interface,
+            wireguard.mode,
+            self._config.listen_port,
+            extra={"skerry_event": "tunnel", "skerry_adopted": adopted},
+        )
+        return await self._blocking(self._table.read)
+
+    def _received(self, data: bytes, source: Endpoint) -> None:
+        self._feed(events.DatagramReceived(data, source))
+
+    def _inside_received(self, data: bytes, source: str) -> None:
+        self._feed(events.ProbeReceived(data, source))
+
+    def _links_changed(self) -> None:
+        if self._settle is None and not self._stopped:
+            self._settle = asyncio.get_running_loop().call_later(
+                links.SETTLE_SECONDS, self._settled
+            )
+
+    def _settled(self) -> None:
+        self._settle = None
+        task = asyncio.create_task(self._look_at_uplinks())
+        self._tasks = [one for one in self._tasks if not one.done()] + [task]
+
+    async def _look_at_uplinks(self) -> None:
+        look = partial(links.uplink_addresses, self._config.uplinks, own=self._config.interface)
+        self._uplinks = await self._blocking(look)
+        hosts = tuple(dict.fromkeys(one.host for one in self._uplinks))
+        self._feed(events.LocalAddresses(hosts))
+        if self._mdns is not None and self._identity.network.settings.mdns:
+            await self._mdns.set_hosts(tuple(one for one in hosts if not self._inside_range(one)))
+
+    def _inside_range(self, host: str) -> bool:
+        address = ipaddress.ip_address(host)
+        return any(address in one for one in self._refused if one.version == address.version)
+
+    async def _look_up_seeds(self) -> None:
+        """Resolve the token's bootstrap peers, now and then again: names may move."""
+        loop = asyncio.get_running_loop()
+        while True:
+            for text in self._identity.network.settings.peers:
+                endpoint = parse_endpoint(text)
+                found = (endpoint,) if endpoint else await _resolve(loop, text)
+                if found:
+                    self._feed(events.Discovered(f"seed:{text}", found))
+            await asyncio.sleep(SEED_SECONDS)
+
+    def _problems(self) -> tuple[Problem, ...]:
+        problems = list(self._failed.values())
+        if self._core.exhausted is not None:
+            problems.append(self._core.exhausted)
+        clash = [one for one in self._uplinks if self._inside_range(one.host)]
+        if clash:
+            problems.append(
+                Problem(
+                    "range-overlap",
+                    f"{clash[0].interface} has address {clash[0].host}, inside a range that this "
+                    "network uses for itself: members are not looked for there",
+                    "make the network with another host_range or pod_range",
+                )
+            )
+        return tuple(problems)
+
+
+def _open(config: OverlayConfig, device: Device) -> tuple[WireGuard, bool]:
+    from appliance.overlay.wireguard_userspace import SOCKETS, UserspaceWireGuard
+
+    userspace = UserspaceWireGuard(config.interface, config.wireguard_go)
+    running = (SOCKETS / f"{config.interface}.sock").exists()
+    if config.wireguard == "userspace" or (config.wireguard == "auto" and running):
+        return userspace, userspace.ensure(device)
+    from appliance.overlay.wireguard_kernel import KernelWireGuard
+
+    kernel = KernelWireGuard(config.interface)
+    try:
+        return kernel, kernel.ensure(device)
+    except OverlayError as error:
+        kernel.close()
+        if config.wireguard == "kernel":
+            raise
+        log.info("%s; trying userspace WireGuard", error)
+        return userspace, userspace.ensure(device)
+
+
+async def _resolve(loop: asyncio.AbstractEventLoop, text: str) -> tuple[Endpoint, ...]:
+    host, _, port = text.rpartition(":")
+    try:
+        found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)
+    except OSError as error:
+        log.info("the bootstrap peer %s can't be looked up: %s", text, error)
+        return ()
+    return tuple(dict.fromkeys(Endpoint(str(one[4][0]), int(port)) for one in found))
+
+
+def _stats(found: Mapping[bytes, PeerState]) -> events.TunnelStats:
+    return events.TunnelStats(
+        {
+            key: events.TunnelPeer(one.endpoint, one.handshake, one.received, one.sent)
+            for key, one in found.items()
+        }
+    )
+
+
+def _peer_status(peer: Peer, unix: float) -> PeerStatus:
+    own = [str(peer.ipv4)] if peer.ipv4 else []
+    return PeerStatus(
+        node_id=peer.node_id,
+        name=peer.member.name,
+        addresses=(*own, str(peer.ipv6)),
+        endpoint=str(peer.endpoint) if peer.endpoint else "",
+        path="lan" if peer.up else "",
+        rtt_ms=peer.rtt * 1000 if peer.rtt is not None else None,
+        handshake_age_s=max(unix - peer.handshake, 0.0) if peer.handshake else None,
+        up=peer.up,
+    )
