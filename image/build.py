@@ -1,0 +1,480 @@
+"""Builds an image: base root, our files, sealed root, boot partition, disk; each stage cached.
+
+A stage lies in the cache under the hash of everything that goes into it, appears there by a rename,
+and is made by one process at a time. Without the cache the result is the same, only later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from image import boards_files, debs, disk, grub, initrd, layout, lock, manifest, packages, payload
+from image.artifacts import REPOSITORY, Artifacts, cache_directory
+from image.board import Board
+from image.board import load as load_board
+from image.errors import BuildError
+from image.keys import SigningKeys
+from image.lock import Decision, Package, Use
+from image.payload import Release
+from image.tools import ToolsRoot, locked
+from skerry import console
+
+COMPRESSION = "lz4hc,level=9"
+# The times inside the base root; the final root carries the build's own epoch throughout.
+BASE_EPOCH = 1754697600  # trixie's release day
+# Tools whose output ends up in an image: they belong to the inputs.
+TOOLS = (
+    "cryptsetup-bin",
+    "dosfstools",
+    "erofs-utils",
+    "grub-common",
+    "mmdebstrap",
+    "mtools",
+    "zstd",
+)
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~-]{0,63}")
+_SCRIPTS = Path(__file__).parent / "scripts"
+_KEPT_ROOTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to build."""
+
+    board: str
+    version: str
+    keys: SigningKeys
+    overlays: tuple[Path, ...] = ()
+    output: Path | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A finished slot, in the cache: root and boot partition, and what opens the root."""
+
+    directory: Path
+    release: Release
+    verity: grub.Verity
+    epoch: int
+
+    @property
+    def root(self) -> Path:
+        """The root partition's content."""
+        return self.directory / "root.img"
+
+    @property
+    def boot(self) -> Path:
+        """The boot partition's content."""
+        return self.directory / "boot.img"
+
+
+def source_epoch() -> int:
+    """Return the build's time in Unix seconds.
+
+    ``$SOURCE_DATE_EPOCH``, else the time of the last commit: the same commit so has the same time
+    everywhere. Outside a git checkout it is that of the base.
+    """
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if given:
+        if not given.isdigit():
+            raise BuildError(f"SOURCE_DATE_EPOCH is {given!r}, not a number of seconds")
+        return int(given)
+    text = _git("log", "-1", "--format=%ct")
+    return int(text) if text.isdigit() else BASE_EPOCH
+
+
+def source_commit() -> str:
+    """Return the checkout's commit, ``-dirty`` when tracked files differ, or ``unknown``."""
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return "unknown"
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _git(*words: str) -> str:
+    with suppress(OSError):
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+    return ""
+
+
+class Builder:
+    """One build, stage by stage."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        if not _VERSION.fullmatch(wanted.version):
+            raise BuildError(
+                f"the version {wanted.version!r} is not letters, digits and . + ~ -",
+                hint="for example --version 1.2.0",
+            )
+        for overlay in wanted.overlays:
+            if not overlay.is_dir():
+                raise BuildError(f"--overlay {overlay}: there is no such directory")
+        self.wanted = wanted
+        self.board: Board = load_board(wanted.board)
+        self.epoch = source_epoch()
+        self.tools = ToolsRoot.ensure()
+        self.log = cache_directory() / "logs" / f"{self.board.name}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.write_text("")
+        self.decision = self._packages()
+
+    @property
+    def architecture(self) -> str:
+        """Debian's name of the architecture."""
+        return self.board.architecture.value
+
+    def _packages(self) -> Decision:
+        request = packages.request(self.board.architecture)
+        with locked(
+            cache_directory() / f"debs-{self.architecture}.lock", waiting_for="the package store"
+        ):
+            decision = debs.provide(
+                self.tools, request, self.log, strict=os.environ.get("LOCK") == "strict"
+            )
+        for item in decision.drift[:10]:
+            console.note(
+                f"    WARNING: package drift: {item.name}: locked {item.locked or 'not at all'}, "
+                f"using {item.used or 'none'}"
+            )
+        if decision.drift:
+            console.note(
+                f"    WARNING: {len(decision.drift)} packages differ from the lock, because the "
+                "archive no longer has what it names.\n"
+                "    LOCK=strict refuses this; `skerry image lock` makes the lock anew."
+            )
+        return decision
+
+    def base(self) -> Path:
+        """Return the tar file of the Debian root, from the cache or made now."""
+        key = _key(
+            self.architecture,
+            [package.sha256 for package in self._of(Use.INSTALL)],
+            (_SCRIPTS / "base.sh").read_text(),
+        )
+        path = cache_directory() / f"base-{self.architecture}-{key}.tar"
+        with locked(path.with_suffix(".lock"), waiting_for="the Debian root"):
+            if path.exists():
+                return path
+            slow = "" if self.architecture == "amd64" else ", under emulation: some minutes"
+            with console.step(f"Debian root, {len(self._of(Use.INSTALL))} packages{slow}"):
+                aside = path.with_suffix(".new")
+                debs.make_base(
+                    self.tools,
+                    self.board.architecture,
+                    self._of(Use.INSTALL),
+                    aside,
+                    log=self.log,
+                    epoch=BASE_EPOCH,
+                )
+                aside.rename(path)
+        return path
+
+    def fetched(self) -> Path:
+        """Return a folder with the packages that are unpacked only, one sub-folder each."""
+        wanted = self._of(Use.FETCH)
+        key = _key([package.sha256 for package in wanted])
+        path = cache_directory() / f"fetched-{self.architecture}-{key}"
+        with locked(path.with_suffix(".lock"), waiting_for="the boot loader"):
+            if not path.is_dir():
+                aside = path.with_suffix(".new")
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+                for package in wanted:
+                    deb = debs.Store().path(package.sha256)
+                    self.tools.run(
+                        ["dpkg-deb", "-x", str(deb), str(aside / package.name)], log=self.log
+                    )
+                aside.rename(path)
+        return path
+
+    def _of(self, use: Use) -> list[Package]:
+        return [package for package in self.decision.packages if package.use is use]
+
+    def sealed(self) -> Sealed:
+        """Return the slot: from the cache when all inputs are the same, unless ``fresh``."""
+        base, fetched = self.base(), self.fetched()
+        wheels = payload.wheels(self.board.architecture, self.log)
+        commit = source_commit()
+        inputs = [REPOSITORY / "rootfs_overlay", *(REPOSITORY / name for name in payload.SHIPPED)]
+        inputs += [REPOSITORY / "image", *self.wanted.overlays]
+        key = _key(
+            base.name,
+            fetched.name,
+            wheels.name,
+            payload.digest_tree(inputs),
+            msg(self.board),
+            self.wanted.version,
+            self.wanted.keys.keyring.read_text(),
+            str(self.epoch),
+            commit,
+            self.tools.versions(TOOLS),
+            COMPRESSION,
+        )
+        release = Release(self.wanted.version, self.board.name, key, commit)
+        path = cache_directory() / f"slot-{self.board.name}-{key}"
+        with locked(path.with_suffix(".lock"), waiting_for="the same image"):
+            if self.wanted.fresh or not (path / "slot.json").exists():
+                aside = path.with_suffix(".new")
+                self._remove(aside)
+                aside.mkdir(parents=True)
+                self._seal(aside, base, fetched, wheels, release)
+                self._remove(path)
+                aside.rename(path)
+            os.utime(path)
+        self._prune_slots()
+        verity = grub.Verity(**json.loads((path / "slot.json").read_text()))
+        return Sealed(path, release, verity, self.epoch)
+
+    def _remove(self, path: Path) -> None:
+        if path.exists():
+            self.tools.run(["rm", "-rf", "--one-file-system", str(path)])
+
+    def _prune_slots(self) -> None:
+        slots = [path for path in cache_directory().glob("slot-*") if path.is_dir()]
+        for path in sorted(slots, key=lambda item: item.stat().st_mtime)[:-_KEPT_ROOTS]:
+            if path.suffix != ".new":
+                self._remove(path)
+
+    def _seal(self, work: Path, base: Path, fetched: Path, wheels: Path, release: Release) -> None:
+        tree, files = work / "tree", work / "files"
+        with console.step(f"root file system of {self.board.name} {release.version}"):
+            files.mkdir()
+            payload.compose(
+                files,
+                board=self.board,
+                release=release,
+                wheels_directory=wheels,
+                keyring=self.wanted.keys.keyring.read_text(),
+                overlays=self.wanted.overlays,
+            )
+            self._script(
+                "root.sh",
+                BASE=base,
+                FILES=files,
+                TREE=tree,
+                EDITENV=fetched / "grub-common/usr/bin/grub-editenv",
+                STATUS=work / "status",
+                KERNEL=work / "vmlinuz",
+            )
+        with console.step("sealed root (erofs, dm-verity)"):
+            salt = hashlib.sha256(f"skerry verity salt {release.build_id}".encode()).hexdigest()
+            said = self._script(
+                "seal.sh",
+                TREE=tree,
+                OUTPUT=work / "root.img",
+                EPOCH=self.epoch,
+                UUID=layout.identifier("root file system"),
+                SALT=salt,
+                COMPRESSION=COMPRESSION,
+            )
+            blocks, root_hash = said.strip().splitlines()[-1].split()
+            verity = grub.Verity(root_hash, salt, int(blocks))
+        with console.step("boot partition (kernel, initrd)"):
+            self._boot_image(work, tree, fetched, release, verity)
+        for name in ("root.img.tree", "root.img.roothash", "initrd.cpio"):
+            (work / name).unlink()
+        self._remove(tree)
+        self._remove(files)
+        (work / "slot.json").write_text(
+            json.dumps({"root_hash": root_hash, "salt": salt, "blocks": int(blocks)}) + "\n"
+        )
+
+    def _boot_image(
+        self, work: Path, tree: Path, fetched: Path, release: Release, verity: grub.Verity
+    ) -> None:
+        archive = initrd.build(
+            tree,
+            busybox=fetched / "busybox-static/usr/bin/busybox",
+            extra_modules=self.board.kernel.initrd_modules,
+        )
+        raw = work / "initrd.cpio"
+        raw.write_bytes(archive)
+        packed = work / "initrd"
+        self.tools.run(
+            ["zstd", "-q", "-f", "-19", "-T1", str(raw), "-o", str(packed)], log=self.log
+        )
+        contents = {
+            "vmlinuz": (work / "vmlinuz").read_bytes(),
+            "initrd": packed.read_bytes(),
+            "slot.cfg": grub.slot_configuration(self.board, release.version, verity).encode(),
+        }
+        contents |= boards_files.device_tree(self.board, tree)
+        disk.fat_image(
+            self.tools,
+            work / "boot.img",
+            size=disk.BOOT_IMAGE_SIZE,
+            label="SKERRYBOOT",
+            files=contents,
+            epoch=self.epoch,
+            fat=16,
+        )
+
+    def _script(self, name: str, **variables: object) -> str:
+        environment = {key: str(value) for key, value in variables.items()}
+        return self.tools.run(
+            ["sh", "-eu", str(_SCRIPTS / name)], log=self.log, environment=environment
+        )
+
+    def disk(self, sealed: Sealed) -> Artifacts:
+        """Write the disk image, the slot's images, the manifest and the parts list."""
+        artifacts = Artifacts.of(self.board.name, self.wanted.output)
+        artifacts.directory.mkdir(parents=True, exist_ok=True)
+        fetched = self.fetched()
+        with console.step(f"disk image {artifacts.disk}"):
+            esp, token = (artifacts.directory / name for name in ("esp.img", "token.img"))
+            architecture = self.board.architecture
+            program = artifacts.directory / architecture.removable_loader
+            modules = (
+                fetched / architecture.grub_package / "usr/lib/grub" / architecture.grub_target
+            )
+            disk.grub_program(self.tools, architecture, modules, program)
+            files = {
+                f"EFI/BOOT/{architecture.removable_loader}": program.read_bytes(),
+                "grub/grub.cfg": grub.configuration().encode(),
+                "grub/grubenv": grub.environment_block(grub.FRESH_ENVIRONMENT),
+            }
+            files |= boards_files.firmware(self.board, fetched)
+            disk.fat_image(
+                self.tools,
+                esp,
+                size=layout.partition("skerry-esp").size,
+                label="SKERRYESP",
+                files=files,
+                epoch=self.epoch,
+                fat=32,
+            )
+            disk.fat_image(
+                self.tools,
+                token,
+                size=layout.partition("skerry-token").size,
+                label="SKERRY",
+                files={"README.txt": disk.LABEL_TEXT.replace("\n", "\r\n").encode()},
+                epoch=self.epoch,
+                fat=16,
+            )
+            for source, target in ((sealed.root, artifacts.root), (sealed.boot, artifacts.boot)):
+                target.unlink(missing_ok=True)
+                shutil.copyfile(source, target)
+            aside = artifacts.disk.with_suffix(".new")
+            contents = {
+                "skerry-esp": esp,
+                "skerry-boot-a": sealed.boot,
+                "skerry-root-a": sealed.root,
+                "skerry-token": token,
+            }
+            disk.assemble(self.tools, aside, contents)
+            aside.rename(artifacts.disk)
+            for path in (esp, token, program):
+                path.unlink()
+        self._write_down(sealed, artifacts)
+        return artifacts
+
+    def _write_down(self, sealed: Sealed, artifacts: Artifacts) -> None:
+        outputs = [
+            manifest.Output.of(path) for path in (artifacts.disk, artifacts.root, artifacts.boot)
+        ]
+        release = sealed.release
+        python = payload.pinned_packages((REPOSITORY / "requirements-node.lock").read_text())
+        status = manifest.installed_packages((sealed.directory / "status").read_text())
+        used = [
+            package
+            for package in self.decision.packages
+            if package.use is Use.FETCH or package.name in status
+        ]
+        written = manifest.manifest(
+            release={
+                "version": release.version,
+                "board": release.board,
+                "build_id": release.build_id,
+                "commit": release.commit,
+            },
+            architecture=self.architecture,
+            epoch=sealed.epoch,
+            packages=used,
+            drift=self.decision.drift,
+            python=python,
+            tools=self.tools.versions(TOOLS),
+            verity={
+                "root_hash": sealed.verity.root_hash,
+                "salt": sealed.verity.salt,
+                "blocks": sealed.verity.blocks,
+            },
+            outputs=outputs,
+        )
+        parts = manifest.sbom(
+            name=f"skerry-{release.board}",
+            version=release.version,
+            build_id=release.build_id,
+            architecture=self.architecture,
+            epoch=sealed.epoch,
+            packages=used,
+            python=python,
+        )
+        artifacts.manifest.write_text(json.dumps(written, indent=2) + "\n")
+        artifacts.sbom.write_text(json.dumps(parts, indent=2) + "\n")
+        show_sizes(outputs, artifacts.directory)
+
+
+def show_sizes(outputs: Iterable[manifest.Output], directory: Path) -> None:
+    """Print what was made, how large it is, and what of it is not empty."""
+    rows = [
+        (
+            str(directory / item.name),
+            console.format_size(item.size),
+            console.format_size(item.allocated),
+            item.sha256[:16],
+        )
+        for item in outputs
+    ]
+    console.note(console.table(("file", "size", "on disk", "SHA-256"), rows))
+
+
+def msg(board: Board) -> str:
+    """Return a board's facts as text, for a hash."""
+    return repr(board)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def image(wanted: Wanted) -> Artifacts:
+    """Build a board's disk image and everything that goes with it."""
+    builder = Builder(wanted)
+    return builder.disk(builder.sealed())
+
+
+def refresh_lock(architecture: str, log: Path) -> tuple[Path, Sequence[lock.Drift]]:
+    """Make the lock of an architecture anew from the archive; return its place and what changed."""
+    from image.board import Architecture
+
+    chosen = Architecture(architecture)
+    request = packages.request(chosen)
+    tools = ToolsRoot.ensure()
+    with (
+        locked(cache_directory() / f"debs-{architecture}.lock", waiting_for="the package store"),
+        debs.open_archive(tools, request, log) as archive,
+    ):
+        offers = archive.offers()
+        archive.fill(debs.Store(), offers)
+    fresh = lock.Lock(
+        architecture, request.fingerprint, tuple(sorted(package for package, _ in offers))
+    )
+    old = debs.read_lock(chosen)
+    path = debs.lock_path(chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(lock.render(fresh))
+    return path, lock.drift(old.packages if old else (), fresh.packages)
