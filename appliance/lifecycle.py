@@ -16,7 +16,6 @@ state without what it needs.
 from __future__ import annotations
 
 import enum
-import time
 from dataclasses import dataclass, replace
 
 from appliance.problem import Problem
@@ -287,36 +286,3 @@ def _with_notices(facts: Lifecycle) -> Lifecycle:
 
 def _pause(facts: Lifecycle) -> float:
     return RETRY_SECONDS[min(max(facts.attempts - 1, 0), len(RETRY_SECONDS) - 1)]
-
-
-def clock_problem(now: float, floor: float) -> Problem | None:
-    """Say whether the wall clock can't be right: it is before a time that has certainly passed.
-
-    ``floor`` is the latest such time known (unix seconds): when the image was built, when the token
-    was made. A day of slack forgives a workstation's clock that runs ahead.
-    """
-    if now >= floor - 86400:
-        return None
-    return Problem(
-        "clock",
-        f"the clock says {_date(now)}, but it is later than {_date(floor)}: members can't be "
-        "found with a wrong clock",
-        "Give the node a network with time (NTP), replace the battery of its clock, or set it: "
-        "`timedatectl set-time 'YYYY-MM-DD HH:MM'`.",
-    )
-
-
-def room_problem(free: int, where: str, least: int) -> Problem | None:
-    """Say whether a disk is (nearly) full: ``free`` bytes of at least ``least`` are left."""
-    if free >= least:
-        return None
-    return Problem(
-        "disk-full",
-        f"{where} has {free // 1024} KiB left, {least // 1024} KiB are needed to go on safely",
-        f"Free space: `du -xh {where} | sort -h | tail` names the largest folders, "
-        "`journalctl --vacuum-size=16M` shortens the journal.",
-    )
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(min(max(seconds, 0), 2**40)))

@@ -23,7 +23,14 @@ from appliance.journal import Redactor
 from appliance.lifecycle import Lifecycle
 from appliance.notify import Notifier
 from appliance.people import Console, headline
-from appliance.problem import Problem
+from appliance.problem import (
+    START_SECONDS,
+    Problem,
+    clock_problem,
+    data_problem,
+    overlay_problem,
+    room_problem,
+)
 from appliance.status import OverlayView, RefusedToken, Status, overlay_view
 from appliance.store import Store
 from appliance.tokens import TokenWatch
@@ -182,7 +189,8 @@ class Supervisor:
         stored = self._store.problems()
         self._feed(lifecycle.Found("store", stored))
         self._feed(lifecycle.Found("disk", self._disk_problems(stored)))
-        self._feed(lifecycle.Found("data", _data_problems(self._config)))
+        trouble = data_problem(machine.data_trouble(self._config.run_dir))
+        self._feed(lifecycle.Found("data", (trouble,) if trouble else ()))
         self._feed(lifecycle.Found("clock", self._clock_problems()))
         if self._overlay is not None:
             snapshot = self._overlay.snapshot()
@@ -199,16 +207,14 @@ class Supervisor:
         if any(problem.code == "disk-full" for problem in stored):
             return ()
         free = machine.free_bytes(self._config.state_dir)
-        problem = free is not None and lifecycle.room_problem(
-            free, str(self._config.state_dir), LEAST_FREE
-        )
+        problem = free is not None and room_problem(free, str(self._config.state_dir), LEAST_FREE)
         return (problem,) if problem else ()
 
     def _clock_problems(self) -> tuple[Problem, ...]:
         floor = machine.image_epoch()
         if self._identity is not None:
             floor = max(floor, self._identity.time_floor)
-        problem = lifecycle.clock_problem(self._wall_clock(), floor)
+        problem = clock_problem(self._wall_clock(), floor)
         return (problem,) if problem else ()
 
     def _look_for_token(self) -> None:
@@ -272,10 +278,11 @@ class Supervisor:
         overlay: OverlayEdge | None = None
         try:
             overlay = self._make_overlay(identity, self._store, self._config)
-            await overlay.start()
+            async with asyncio.timeout(START_SECONDS):
+                await overlay.start()
             self._overlay = overlay
         except Exception as error:  # noqa: BLE001 - a defect there degrades the node, no more
-            problem = _overlay_problem(error)
+            problem = overlay_problem(error)
             if overlay is not None:
                 with suppress(Exception):
                     await overlay.stop()
@@ -307,8 +314,8 @@ class Supervisor:
 
     def _show(self) -> None:
         document = self.status()
-        self._console.show(document)
-        self._notifier.send(STATUS=headline(document))
+        if self._console.show(document):
+            self._notifier.send(STATUS=headline(document))
 
     def status(self) -> Status:
         """Return what is so now."""
@@ -427,34 +434,3 @@ class Supervisor:
             except Exception:
                 log.exception("a defect while stopping the overlay")
         self._store.close()
-
-
-def _data_problems(config: SupervisorConfig) -> tuple[Problem, ...]:
-    """Say what the initrd had to say of the data partition."""
-    trouble = machine.data_trouble(config.run_dir)
-    if not trouble:
-        return ()
-    return (
-        Problem(
-            "data-partition",
-            f"{trouble}; this boot keeps its data in memory: an identity made now is lost with it",
-            "Look at the disk (journalctl -k, smartctl), replace it if it is failing, and restart.",
-        ),
-    )
-
-
-def _overlay_problem(error: Exception) -> Problem:
-    if isinstance(error, SkerryError):
-        return Problem("overlay", str(error), error.hint or "")
-    if isinstance(error, OSError):
-        return Problem(
-            "overlay",
-            f"the overlay can't be started: {error.strerror or error}",
-            "It is tried again by itself; journalctl -u skerry says more.",
-        )
-    log.error("a defect while starting the overlay", exc_info=error)
-    return Problem(
-        "overlay",
-        f"the overlay can't be started: a defect ({type(error).__name__})",
-        "It is tried again by itself; please report what `journalctl -u skerry -p err` shows.",
-    )

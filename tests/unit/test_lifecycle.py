@@ -25,7 +25,7 @@ from appliance.lifecycle import (
     TokenAccepted,
     step,
 )
-from appliance.problem import Problem
+from appliance.problem import Problem, clock_problem, room_problem
 
 LOST = Problem("identity-lost", "both copies are damaged", "give it a token")
 UNUSABLE = Problem("identity-unusable", "a newer format", "boot the other slot")
@@ -274,20 +274,20 @@ def test_reports_tell_the_whole_story(events: list[tuple[Event, float]]) -> None
 
 def test_clock() -> None:
     made = 1_800_000_000
-    assert lifecycle.clock_problem(made + 1, made) is None
-    assert lifecycle.clock_problem(made - 3600, made) is None
-    problem = lifecycle.clock_problem(12.0, made)
+    assert clock_problem(made + 1, made) is None
+    assert clock_problem(made - 3600, made) is None
+    problem = clock_problem(12.0, made)
     assert problem is not None
     assert problem.code == "clock"
     assert "1970-01-01 00:00 UTC" in problem.message
     assert "2027-01-15 08:00 UTC" in problem.message
     assert "timedatectl set-time" in problem.hint
-    assert lifecycle.clock_problem(-1e18, 1e18) is not None
+    assert clock_problem(-1e18, 1e18) is not None
 
 
 def test_room() -> None:
-    assert lifecycle.room_problem(8192, "/data", 8192) is None
-    problem = lifecycle.room_problem(4096, "/data", 8192)
+    assert room_problem(8192, "/data", 8192) is None
+    problem = room_problem(4096, "/data", 8192)
     assert problem is not None
     assert (problem.code, "4 KiB" in problem.message) == ("disk-full", True)
     assert "du -xh /data" in problem.hint

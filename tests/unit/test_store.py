@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance import database
 from appliance import store as store_module
-from appliance.store import Store, StoreError
+from appliance.store import Store
 
 NOW = 1_800_000_000.0
 
@@ -78,8 +80,8 @@ def test_a_second_process_on_the_same_file_is_told_so(
     path = tmp_path / "state.db"
     store = open_store(path)
     store.put("key", b"value")
-    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0)
-    with pytest.raises(StoreError, match="in use by another process") as caught:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0)
+    with pytest.raises(database.StoreError, match="in use by another process") as caught:
         open_store(path)
     assert "--state-dir" in (caught.value.hint or "")
     assert store.put("key", b"still ours")
@@ -183,7 +185,7 @@ def test_a_later_schema_is_kept_untouched(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE later (anything)")
     connection.execute("INSERT INTO later VALUES ('kept')")
-    connection.execute(f"PRAGMA user_version = {store_module.SCHEMA + 1}")
+    connection.execute(f"PRAGMA user_version = {database.SCHEMA + 1}")
     connection.commit()
     connection.close()
     store = open_store(path)
@@ -199,8 +201,8 @@ def test_a_later_schema_is_kept_untouched(tmp_path: Path) -> None:
 def test_the_schema_before_ours_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.db"
     path.write_bytes(sound_database({"key": b"value"}))
-    monkeypatch.setattr(store_module, "SCHEMA", 2)
-    monkeypatch.setattr(store_module, "MIGRATIONS", {1: ("CREATE TABLE more (x ANY) STRICT",)})
+    monkeypatch.setattr(database, "SCHEMA", 2)
+    monkeypatch.setattr(database, "MIGRATIONS", {1: ("CREATE TABLE more (x ANY) STRICT",)})
     store = open_store(path)
     assert store.get("key") == b"value"
     assert store.problems() == ()
@@ -267,6 +269,34 @@ def test_a_full_disk_is_called_a_full_disk(tmp_path: Path) -> None:
     assert store.put("small", b"1") is True  # a new connection: there is room again
     assert store.items() == {"key": b"x" * 100_000, "small": b"1"}
     assert store.problems() == ()
+    store.close()
+
+
+def test_our_own_defect_does_not_cost_the_file(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "state.db")
+    store.put("key", b"value")
+    with ThreadPoolExecutor(1) as other, pytest.raises(sqlite3.ProgrammingError):
+        other.submit(store.put, "key", b"from a wrong thread").result()
+    assert store.retry()
+    assert store.problems() == ()
+    store.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.db"]
+
+
+def test_a_file_that_somebody_looks_into_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0)
+    path = tmp_path / "missing" / "state.db"
+    store = open_store(path)
+    path.parent.mkdir()
+    somebody = open_store(path)
+    somebody.put("key", b"theirs")
+    assert store.put("key", b"ours") is False
+    assert "in use by another process" in store.problems()[0].message
+    somebody.close()
+    assert store.retry()
+    assert store.get("key") == b"ours"
     store.close()
 
 

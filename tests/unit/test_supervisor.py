@@ -333,6 +333,7 @@ async def test_what_the_initrd_said_of_the_data_partition(config: SupervisorConf
         (SkerryError("no WireGuard here", hint="load it"), "no WireGuard here"),
         (PermissionError(1, "Operation not permitted"), "Operation not permitted"),
         (KeyError("a defect"), "a defect (KeyError)"),
+        (TimeoutError(), "did not start within 120 s"),
     ],
 )
 async def test_an_overlay_that_does_not_start_is_tried_again(
@@ -364,7 +365,7 @@ async def test_a_defect_in_the_round_is_loud_and_not_the_end(
 async def test_two_supervisors_on_one_state_are_one_too_many(config: SupervisorConfig) -> None:
     async with running(config):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("appliance.store.BUSY_SECONDS", 0)
+            patch.setattr("appliance.database.BUSY_SECONDS", 0)
             with pytest.raises(SkerryError, match="in use by another process"):
                 async with running(replace(config, run_dir=config.run_dir / "second")):
                     pass
