@@ -74,8 +74,8 @@ def clock_problem(now: float, floor: float) -> Problem | None:
         f"the clock says {_date(now)}, but it is later than {_date(floor)}: members can't be "
         "found with a wrong clock",
         "Give the node a network with time (NTP), replace the battery of its clock, or set it: "
-        "`timedatectl set-time 'YYYY-MM-DD HH:MM'`. If it is right, the token was made by a wrong one: "
-        "make another.",
+        "`timedatectl set-time 'YYYY-MM-DD HH:MM'`. If it is right, the token was made by a wrong "
+        "one: make another.",
     )
 
 
