@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from appliance.overlay import addresses, events, wire
-from appliance.overlay.addresses import AddressesExhaustedError, Claim
+from appliance.overlay.claims import Claims
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint, IPNetwork, is_candidate, unpack_endpoint
 from appliance.overlay.errors import WireError
@@ -29,21 +29,10 @@ from appliance.overlay.handshake import (
     Transmit,
 )
 from appliance.overlay.leads import Leads
-from appliance.overlay.peers import (
-    CLAIM_KEY,
-    MISSES_MAX,
-    PROBE_DOWN_SECONDS,
-    PROBE_FIRST_SECONDS,
-    PROBE_SECONDS,
-    Holders,
-    Peer,
-    attempt_from_record,
-    claim_record,
-    peer_from_record,
-)
+from appliance.overlay.liveness import Change, Liveness
+from appliance.overlay.peers import CLAIM_KEY, PEER_PREFIX, Peer, peer_from_record
 from appliance.overlay.refusals import Refusals
 from appliance.overlay.seal import Sealer
-from appliance.problem import Problem
 from provisioning.identity import Identity
 from provisioning.keys import id_text
 
@@ -80,9 +69,9 @@ class Core:
         self.config = config
         self.peers: dict[bytes, Peer] = {}
         self.refusals = Refusals()
-        self.ipv6 = addresses.ula_address(identity.network.network_id, identity.member().node_key)
-        self.claim: Claim | None = None
-        self.exhausted: Problem | None = None
+        ipv6 = addresses.ula_address(identity.network.network_id, identity.member().node_key)
+        self.claims = Claims(identity.node_id, ipv6, config.host_range, self.peers)
+        self.liveness = Liveness(identity.node_id, self.peers, random)
         self._sealer = sealer
         self._random = random
         self._own: tuple[str, ...] = ()
@@ -101,11 +90,11 @@ class Core:
         """
         actions: list[events.Action] = []
         self._stats(adopted.peers)
-        self._choose_address(actions, attempt=self.claim.attempt if self.claim else 0)
+        actions += self.claims.begin()
         for peer in self.peers.values():
-            self._hurry(peer, now, INITIATOR_WAITS)
+            self.liveness.hurry(peer, now.mono, INITIATOR_WAITS)
             self._leads.set(f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono)
-        self._allow(actions)
+        self._set_peers(actions)
         if self.config.vpn:
             self._prune_at = now.mono + ADOPTION_SECONDS
             actions.append(events.ReadStats())
@@ -134,17 +123,13 @@ class Core:
 
     def next_timer(self) -> float | None:
         """Return the monotonic time of the next `Tick` that has something to do."""
-        times = [peer.probe_at for peer in self.peers.values()]
-        times += [
-            one
-            for one in (
-                self._prune_at,
-                self._handshakes.next_timer(),
-                self._leads.next_timer(self._satisfied()),
-            )
-            if one is not None
-        ]
-        return min(times, default=None)
+        times = (
+            self._prune_at,
+            self._handshakes.next_timer(),
+            self._leads.next_timer(self._satisfied()),
+            self.liveness.next_timer(),
+        )
+        return min((one for one in times if one is not None), default=None)
 
     # Datagrams
 
@@ -214,8 +199,12 @@ class Core:
         if kind is wire.Kind.PROBE:
             echo = wire.Probe(self.identity.node_id, probe.token)
             self._send_probe(wire.Kind.ECHO, echo, peer, source, now, actions)
-        elif peer.token and probe.token == peer.token:
-            self._answered(peer, now, actions)
+        elif self.liveness.answered(peer, probe.token, now.mono) is Change.UP:
+            milliseconds = (peer.rtt or 0.0) * 1000
+            message = f"{peer.member.name} answers ({milliseconds:.1f} ms)"
+            self._log(actions, logging.INFO, message, peer, event="peer-up")
+            if self.config.vpn:
+                actions.append(events.ReadStats())
 
     def _send_probe(
         self,
@@ -248,18 +237,24 @@ class Core:
                     self._accept(one, now, actions)
                 case Acknowledged(node_id):
                     if (peer := self.peers.get(node_id)) and not peer.up:
-                        self._hurry(peer, now, INITIATOR_WAITS)
+                        self.liveness.hurry(peer, now.mono, INITIATOR_WAITS)
                 case Refused(cause, detail, source):
                     self._refuse(cause, detail, source, now, actions)
                 case GaveUp():
                     pass  # its lead says when to try again
 
     def _accept(self, one: Accepted, now: Now, actions: list[events.Action]) -> None:
-        claimed = self._claimed(one)
-        if isinstance(claimed, str):
-            self._refuse("wrong-address", claimed, one.source, now, actions)
-            return
         member, body = one.member, one.body
+        claimed = None
+        if body.address:
+            claimed = self.claims.claimed(member.node_id, body.attempt, body.address)
+            if claimed is None:
+                detail = (
+                    f"{member.name} claims {ipaddress.IPv4Address(body.address)}, not its place in "
+                    f"{self.config.host_range}: was its token made with another host_range?"
+                )
+                self._refuse("wrong-address", detail, one.source, now, actions)
+                return
         peer = self.peers.get(member.node_id)
         new = peer is None
         if peer is None:
@@ -279,25 +274,10 @@ class Core:
         if new:
             self._log(actions, logging.INFO, f"{member.name} is a member", peer, event="accepted")
         self._settle_clash(peer, now, actions)
-        self._allow(actions, moved=peer)
+        self._set_peers(actions, also=peer)
         actions.append(events.Remember(peer.store_key, peer.record()))
         if new or rejoined or not peer.up:
-            self._hurry(peer, now, INITIATOR_WAITS if one.initiated else 0.0)
-
-    def _claimed(self, one: Accepted) -> ipaddress.IPv4Address | str | None:
-        """Return the address that a member claims, or what is wrong with the claim."""
-        if not one.body.address:
-            return None
-        address = ipaddress.IPv4Address(one.body.address)
-        right = addresses.claimed_address(
-            one.member.node_id, one.body.attempt, self.config.host_range
-        )
-        if address != right:
-            return (
-                f"{one.member.name} claims {address}, which is not its place in "
-                f"{self.config.host_range}: was its token made with another host_range?"
-            )
-        return address
+            self.liveness.hurry(peer, now.mono, INITIATOR_WAITS if one.initiated else 0.0)
 
     def _locate(self, peer: Peer, source: Endpoint, listed: tuple[Endpoint, ...]) -> None:
         """Decide where a member is: a path that works is kept as long as the member has it."""
@@ -309,69 +289,38 @@ class Core:
     # Addresses
 
     def _settle_clash(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
-        """Move away if a member with a lower node id claims our address."""
-        if self.claim is None or peer.ipv4 != self.claim.address:
+        """Move away if a member with a lower node id claims our address, and tell everybody."""
+        if not self.claims.lost_to(peer):
             return
-        if addresses.keeps(self.identity.node_id, peer.node_id):
-            return
-        message = f"{peer.member.name} holds {self.claim.address}, this node moves away"
+        message = f"{peer.member.name} holds {peer.ipv4}, this node moves away"
         self._log(actions, logging.WARNING, message, peer, event="address-moved")
-        self._choose_address(actions, attempt=self.claim.attempt + 1)
+        actions += self.claims.move()
         for one in self.peers.values():
             self._greet(one, now, actions)
 
-    def _choose_address(self, actions: list[events.Action], *, attempt: int) -> None:
-        taken = {peer.ipv4 for peer in self.peers.values() if peer.ipv4 is not None}
-        if self.claim is not None and self.claim.attempt == attempt:
-            # Ours since long: only a member with a lower id could say otherwise.
-            stronger = {
-                peer.ipv4
-                for peer in self.peers.values()
-                if addresses.keeps(peer.node_id, self.identity.node_id)
-            }
-            if self.claim.address not in stronger:
-                actions.append(events.SetAddresses(self.claim.address, self.ipv6))
-                return
-        self.exhausted = None
-        try:
-            self.claim = addresses.first_free(
-                self.identity.node_id, self.config.host_range, taken, attempt=attempt
-            )
-        except AddressesExhaustedError as error:
-            self.claim = None
-            self.exhausted = Problem("addresses-exhausted", str(error), error.hint or "")
-        else:
-            record = claim_record(self.identity.node_id, self.config.host_range, self.claim.attempt)
-            actions.append(events.Remember(CLAIM_KEY, record))
-        address = self.claim.address if self.claim else None
-        actions.append(events.SetAddresses(address, self.ipv6))
-
-    def _allow(self, actions: list[events.Action], *, moved: Peer | None = None) -> None:
-        """Set the peers whose addresses have changed, and the one that moved."""
-        if not self.config.vpn:
-            return
-        claims = {peer.node_id: peer.ipv4 for peer in self.peers.values()}
-        claims[self.identity.node_id] = self.claim.address if self.claim else None
-        holders = Holders.of(claims)
-        for peer in self.peers.values():
-            allowed = [f"{peer.ipv6}/128"]
-            if peer.ipv4 is not None and holders.holder(peer.ipv4) == peer.node_id:
-                allowed.insert(0, f"{peer.ipv4}/32")
-            if tuple(allowed) != peer.allowed or peer is moved:
-                peer.allowed = tuple(allowed)
-                actions.append(events.SetPeer(peer.member.wg_key, peer.endpoint, peer.allowed))
+    def _set_peers(self, actions: list[events.Action], *, also: Peer | None = None) -> None:
+        """Set the peers whose addresses have changed, and the one that is said."""
+        changed = self.claims.allowed()
+        if also is not None and also not in changed:
+            changed.append(also)
+        if self.config.vpn:
+            actions += [
+                events.SetPeer(one.member.wg_key, one.endpoint, one.allowed) for one in changed
+            ]
 
     # Time
 
     def _due(self, now: Now, actions: list[events.Action]) -> None:
         self._outcomes(self._handshakes.tick(now), now, actions)
         self._follow(now, actions)
-        probed = False
-        for peer in self.peers.values():
-            if peer.probe_at <= now.mono:
-                probed = True
-                self._send_next_probe(peer, now, actions)
-        if probed and self.config.vpn:
+        probes = self.liveness.due(now.mono)
+        for peer, change, probe in probes:
+            if change is Change.DOWN:
+                self._leads.hasten(peer.node_id, now.mono)
+                message = f"{peer.member.name} does not answer any more"
+                self._log(actions, logging.WARNING, message, peer, event="peer-down")
+            self._send_probe(wire.Kind.PROBE, probe, peer, None, now, actions)
+        if probes and self.config.vpn:
             actions.append(events.ReadStats())
         if self._prune_at is not None and self._prune_at <= now.mono:
             self._prune_at = None
@@ -385,47 +334,6 @@ class Core:
     def _satisfied(self) -> frozenset[bytes]:
         return frozenset(peer.node_id for peer in self.peers.values() if peer.up)
 
-    def _hurry(self, peer: Peer, now: Now, wait: float) -> None:
-        peer.hurry, peer.misses, peer.token = 0, 0, b""
-        peer.probe_at = now.mono + wait
-
-    def _send_next_probe(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
-        if peer.token:
-            peer.misses += 1
-        if peer.up and peer.misses >= MISSES_MAX:
-            peer.up, peer.rtt = False, None
-            self._leads.hasten(peer.node_id, now.mono)
-            self._log(
-                actions, logging.WARNING, f"{peer.member.name} is gone", peer, event="peer-down"
-            )
-        if not peer.up and peer.hurry < len(PROBE_FIRST_SECONDS):
-            peer.probe_at = now.mono + PROBE_FIRST_SECONDS[peer.hurry]
-            peer.hurry += 1
-        else:
-            # On whole multiples, so that all peers share one wake-up.
-            every = PROBE_SECONDS if peer.up else PROBE_DOWN_SECONDS
-            peer.probe_at = (now.mono // every + 1) * every
-        if peer.up or peer.accepted_at > float("-inf") or self.config.vpn:
-            peer.token, peer.token_sent = self._random(wire.PROBE_TOKEN_SIZE), now.mono
-            probe = wire.Probe(self.identity.node_id, peer.token)
-            self._send_probe(wire.Kind.PROBE, probe, peer, None, now, actions)
-
-    def _answered(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
-        peer.rtt, peer.token, peer.misses = now.mono - peer.token_sent, b"", 0
-        if peer.up:
-            return
-        peer.up = True
-        peer.probe_at = (now.mono // PROBE_SECONDS + 1) * PROBE_SECONDS
-        self._log(
-            actions,
-            logging.INFO,
-            f"{peer.member.name} answers ({peer.rtt * 1000:.1f} ms)",
-            peer,
-            event="peer-up",
-        )
-        if self.config.vpn:
-            actions.append(events.ReadStats())
-
     # What the edges tell
 
     def _moved(self, hosts: tuple[str, ...], now: Now, actions: list[events.Action]) -> None:
@@ -436,8 +344,7 @@ class Core:
         # Members learn the new endpoint from where our message comes; a path that broke shows soon.
         for peer in self.peers.values():
             self._greet(peer, now, actions)
-            peer.hurry, peer.misses, peer.token = 0, MISSES_MAX - 1, b""
-            peer.probe_at = now.mono + INITIATOR_WAITS
+            self.liveness.doubt(peer, now.mono, INITIATOR_WAITS)
         self._leads.hasten(None, now.mono)
 
     def _greet(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
@@ -457,7 +364,7 @@ class Core:
     # Helpers
 
     def _facts(self) -> Facts:
-        claim = self.claim
+        claim = self.claims.own
         listed = tuple(
             Endpoint(host, self.config.port).pack()
             for host in self._own
@@ -496,14 +403,10 @@ class Core:
         actions.append(events.Log(level, message, fields))
 
     def _load(self, remembered: Mapping[str, bytes]) -> None:
-        own, host_range = self.identity.node_id, self.config.host_range
+        self.claims.load(remembered.get(CLAIM_KEY))
         for key, value in remembered.items():
-            if key == CLAIM_KEY:
-                attempt = attempt_from_record(value, own, host_range)
-                if attempt is not None:
-                    address = addresses.claimed_address(own, attempt, host_range)
-                    self.claim = Claim(attempt, address)
+            if not key.startswith(PEER_PREFIX):
                 continue
-            peer = peer_from_record(value, self.identity.network, host_range)
-            if peer is not None and peer.node_id != own:
+            peer = peer_from_record(value, self.identity.network, self.config.host_range)
+            if peer is not None and peer.node_id != self.identity.node_id:
                 self.peers[peer.node_id] = peer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 from appliance.overlay.config import MTU, NEVER_UPLINKS, UPLINKS
 from appliance.overlay.endpoint import IPNetwork
 from appliance.overlay.errors import OverlayError
+
+# At level DEBUG it logs whole messages, private keys among them.
+logging.getLogger("pyroute2").setLevel(logging.WARNING)
 
 # rtnetlink(7): what makes our view of the uplinks stale.
 _GROUPS = 0x1 | 0x10 | 0x100  # links, IPv4 addresses, IPv6 addresses

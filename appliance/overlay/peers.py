@@ -18,11 +18,6 @@ from provisioning.keys import id_text
 from provisioning.membership import CertificateError, Member, verify_certificate
 from provisioning.network import NetworkInfo
 
-PROBE_SECONDS = 10.0
-PROBE_DOWN_SECONDS = 60.0
-# A member that was just accepted is probed faster until it answers.
-PROBE_FIRST_SECONDS = (0.3, 0.5, 1.0, 2.0, 5.0)
-MISSES_MAX = 3
 RECORD_VERSION = 1
 RECORD_LIMIT = 8192
 PEER_PREFIX = "overlay/peer/"

@@ -144,7 +144,7 @@ class Overlay:
             await self._perform(action)
         if self._vpn:
             self._inside = InsideSocket.open(
-                self._core.ipv6, self._config.probe_port, self._config.interface
+                self._core.claims.ipv6, self._config.probe_port, self._config.interface
             )
             self._inside.listen(loop, self._inside_received)
         self._control.listen(loop, self._received)
@@ -186,11 +186,11 @@ class Overlay:
     def snapshot(self) -> OverlayStatus:
         """Return what is so now, from memory."""
         core, unix = self._core, self._unix()
-        own = [str(core.claim.address)] if core.claim else []
+        own = [str(core.claims.own.address)] if core.claims.own else []
         return OverlayStatus(
             interface=self._config.interface if self._vpn else "",
             mode=self._table.wireguard.mode if self._table else "off",
-            addresses=(*own, str(core.ipv6)) if self._vpn else (),
+            addresses=(*own, str(core.claims.ipv6)) if self._vpn else (),
             listen_port=self._config.listen_port,
             peers=tuple(_peer_status(peer, unix) for peer in core.peers.values()),
             refusals=tuple(core.refusals),
@@ -341,8 +341,8 @@ class Overlay:
 
     def _problems(self) -> tuple[Problem, ...]:
         problems = list(self._failed.values())
-        if self._core.exhausted is not None:
-            problems.append(self._core.exhausted)
+        if self._core.claims.exhausted is not None:
+            problems.append(self._core.claims.exhausted)
         clash = [one for one in self._uplinks if self._inside_range(one.host)]
         if clash:
             problems.append(

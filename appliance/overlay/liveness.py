@@ -1,0 +1,92 @@
+"""Which members answer: probes, sealed like everything, inside the tunnel if there is one.
+
+The inside of the tunnel is what counts: a path may look fine from outside while nothing passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from appliance.overlay import wire
+from appliance.overlay.peers import Peer
+
+PROBE_SECONDS = 10.0
+PROBE_DOWN_SECONDS = 60.0
+# A member that was just accepted is probed faster until it answers.
+PROBE_FIRST_SECONDS = (0.3, 0.5, 1.0, 2.0, 5.0)
+MISSES_MAX = 3
+
+
+class Change(Enum):
+    """What became of a member."""
+
+    NONE = "none"
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(slots=True)
+class Liveness:
+    """Probes the peers; times are seconds of the monotonic clock."""
+
+    own_id: bytes
+    peers: Mapping[bytes, Peer]
+    random: Callable[[int], bytes]
+
+    def next_timer(self) -> float | None:
+        """Return when the next probe is due."""
+        return min((peer.probe_at for peer in self.peers.values()), default=None)
+
+    def hurry(self, peer: Peer, now: float, wait: float) -> None:
+        """Probe a peer after ``wait``, and quickly until it answers."""
+        peer.hurry, peer.misses, peer.token = 0, 0, b""
+        peer.probe_at = now + wait
+
+    def doubt(self, peer: Peer, now: float, wait: float) -> None:
+        """Probe a peer after ``wait``; if it does not answer that one, it is down."""
+        peer.hurry, peer.misses, peer.token = 0, MISSES_MAX - 1, b""
+        peer.probe_at = now + wait
+
+    def due(self, now: float) -> list[tuple[Peer, Change, wire.Probe]]:
+        """Return the probes to send now, and what their absence of answers so far means."""
+        found = []
+        for peer in self.peers.values():
+            if peer.probe_at <= now:
+                change = self._judge(peer)
+                self._plan(peer, now)
+                peer.token, peer.token_sent = self.random(wire.PROBE_TOKEN_SIZE), now
+                found.append((peer, change, wire.Probe(self.own_id, peer.token)))
+        return found
+
+    def answered(self, peer: Peer, token: bytes, now: float) -> Change:
+        """Note an answer; an old or unknown token changes nothing."""
+        if not peer.token or token != peer.token:
+            return Change.NONE
+        peer.rtt, peer.token, peer.misses = now - peer.token_sent, b"", 0
+        if peer.up:
+            return Change.NONE
+        peer.up = True
+        self._plan(peer, now)
+        return Change.UP
+
+    @staticmethod
+    def _judge(peer: Peer) -> Change:
+        if peer.token:
+            peer.misses += 1
+        if not peer.up or peer.misses < MISSES_MAX:
+            return Change.NONE
+        peer.up, peer.rtt = False, None
+        return Change.DOWN
+
+    @staticmethod
+    def _plan(peer: Peer, now: float) -> None:
+        urgent = peer.misses or not peer.up
+        if urgent and peer.hurry < len(PROBE_FIRST_SECONDS):
+            peer.probe_at = now + PROBE_FIRST_SECONDS[peer.hurry]
+            peer.hurry += 1
+            return
+        # On whole multiples, so that all peers share one wake-up.
+        every = PROBE_SECONDS if peer.up else PROBE_DOWN_SECONDS
+        peer.probe_at = (now // every + 1) * every

@@ -1,0 +1,311 @@
+"""A LAN of network namespaces with real supervisors in it.
+
+Recipe::
+
+    with Lab() as lab:
+        network = Network("home")
+        one, two = lab.node(), lab.node()
+        one.start(network.token())
+        two.start(network.token())
+        wait_until(lambda: one.sees(two) and two.sees(one), 20, "they meet")
+
+Everything has a name of its own, and is taken away again whatever happens: processes by the
+namespaces they run in, namespaces, sockets, folders.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from appliance.client import ApiError, call
+from image import wireguard_go
+from provisioning.keys import public_key
+from provisioning.network import NetworkInfo
+from provisioning.settings import Settings
+from provisioning.token import Token, make_token
+
+ROOT = Path(__file__).resolve().parents[2]
+SOCKETS = Path("/var/run/wireguard")
+PORT = 51820
+_MASK = "24"
+
+
+class LabError(AssertionError):
+    """The lab can't be built, or a condition did not come true."""
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Look at a condition until it holds; fail after the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"not within {seconds} s: {what}")
+        time.sleep(0.05)
+
+
+def run(*command: str, check: bool = True) -> str:
+    """Run a command and return what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if check and done.returncode != 0:
+        raise LabError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+class Network:
+    """A network of nodes with its root key."""
+
+    def __init__(
+        self,
+        name: str = "lagoon",
+        *,
+        seed: bytes | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.root_seed = secrets.token_bytes(32)
+        self.info = NetworkInfo(
+            name,
+            public_key(self.root_seed),
+            seed or secrets.token_bytes(32),
+            settings=settings or Settings(),
+        )
+
+    def token(self, *, now: float | None = None, expires: int | None = None) -> Token:
+        """Return a new token."""
+        issued = now if now is not None else time.time()
+        return make_token(self.info, self.root_seed, now=issued, expires=expires)
+
+
+class Node:
+    """A namespace on the LAN, and a supervisor in it."""
+
+    def __init__(self, lab: Lab, number: int) -> None:
+        self.lab = lab
+        self.number = number
+        self.namespace = f"{lab.tag}n{number}"
+        self.interface = f"{lab.tag}{number}"
+        self.address = f"192.168.77.{10 + number}"
+        self.folder = lab.folder / f"node{number}"
+        self.state_dir = self.folder / "state"
+        self.run_dir = self.folder / "run"
+        self.log = self.folder / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+        for folder in (self.state_dir, self.run_dir):
+            folder.mkdir(parents=True, mode=0o700)
+        run("ip", "netns", "add", self.namespace)
+        self.ip("link", "set", "lo", "up")
+        self._plug()
+
+    def _plug(self) -> None:
+        outer = f"{self.lab.tag}p{self.number}"
+        run(
+            *("ip", "-n", self.lab.switch, "link", "add", outer, "type", "veth"),
+            *("peer", "name", "eth0", "netns", self.namespace),
+        )
+        run("ip", "-n", self.lab.switch, "link", "set", outer, "master", "lan", "up")
+        self.ip("addr", "add", f"{self.address}/{_MASK}", "brd", "+", "dev", "eth0")
+        self.ip("link", "set", "eth0", "up")
+
+    def ip(self, *words: str) -> str:
+        """Run ``ip`` in the namespace."""
+        return run("ip", "-n", self.namespace, *words)
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command that runs in the namespace."""
+        return ["ip", "netns", "exec", self.namespace, *words]
+
+    def move_to(self, address: str) -> None:
+        """Change the underlay address."""
+        self.ip("addr", "add", f"{address}/{_MASK}", "brd", "+", "dev", "eth0")
+        self.ip("addr", "del", f"{self.address}/{_MASK}", "dev", "eth0")
+        self.address = address
+
+    # The supervisor
+
+    def start(self, token: Token | None = None, *, name: str | None = None) -> None:
+        """Start a supervisor; with a token, it is offered that one."""
+        words = [sys.executable, "-m", "skerry", "supervisor", "run"]
+        words += ["--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir)]
+        words += ["--interface", self.interface, "--wireguard", "userspace"]
+        words += ["--wireguard-go", str(self.lab.wireguard_go), "--listen-port", str(PORT)]
+        words += ["--name", name or f"node{self.number}"]
+        if token is not None:
+            path = self.folder / "token"
+            path.write_text(token.text())
+            path.chmod(0o600)
+            words += ["--token-file", str(path)]
+        self._spawn(words)
+
+    def start_module(self, module: str, *words: str) -> None:
+        """Start a Python module in the supervisor's place."""
+        self._spawn([sys.executable, "-m", module, *words])
+
+    def _spawn(self, words: Sequence[str]) -> None:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in {"JOURNAL_STREAM", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY"}
+        }
+        environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(*words),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL the supervisor."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ask the supervisor to stop, and wait until it has."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(20)
+        self.process = None
+
+    # What is seen
+
+    def status(self) -> dict[str, Any]:
+        """Return the status document; empty while nobody answers."""
+        try:
+            return call("GET", "/v1/status", socket_path=self.run_dir / "api.sock")
+        except ApiError:
+            return {}
+
+    def peers(self) -> list[dict[str, Any]]:
+        """Return the members in the status document."""
+        overlay = self.status().get("overlay") or {}
+        return list(overlay.get("peers", ()))
+
+    def sees(self, *others: Node) -> bool:
+        """Say whether these are members and answer in the tunnel."""
+        up = {peer["node_id"] for peer in self.peers() if peer["up"]}
+        return bool(up) and {other.node_id() for other in others} <= up
+
+    def node_id(self) -> str:
+        """Return the node's id; empty while it has none."""
+        return str(self.status().get("node_id") or "")
+
+    def overlay_addresses(self) -> list[str]:
+        """Return the node's addresses in the overlay, IPv4 first."""
+        return list((self.status().get("overlay") or {}).get("addresses", ()))
+
+    def said(self, pattern: str) -> bool:
+        """Say whether a line of the log matches."""
+        return re.search(pattern, self.log_text()) is not None
+
+    def log_text(self) -> str:
+        """Return the supervisor's log."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def ping(self, address: str, *words: str) -> str:
+        """Ping an address once (or as the words say); return what it printed."""
+        return run(*self.command("ping", "-n", "-c", "1", "-W", "2", *words, address), check=False)
+
+    def reaches(self, address: str) -> bool:
+        """Say whether a ping came back."""
+        return " 0% packet loss" in self.ping(address)
+
+    def wireguard_pids(self) -> list[int]:
+        """Return the processes of userspace WireGuard in the namespace."""
+        found = []
+        for pid in run("ip", "netns", "pids", self.namespace).split():
+            try:
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+            except OSError:
+                continue
+            if name == "wireguard-go":
+                found.append(int(pid))
+        return found
+
+
+class Lab:
+    """One LAN: a namespace with a bridge, and nodes around it."""
+
+    def __init__(self) -> None:
+        if os.geteuid() != 0:
+            raise LabError("the netns tests need root: network namespaces are theirs to make")
+        self.wireguard_go = wireguard_go.ensure()
+        self.tag = "k" + secrets.token_hex(3)
+        self.switch = f"{self.tag}lan"
+        self.folder = Path(tempfile.mkdtemp(prefix="skerry-lab-"))
+        self.nodes: list[Node] = []
+        self._numbers = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        try:
+            run("ip", "netns", "add", self.switch)
+            run("ip", "-n", self.switch, "link", "add", "lan", "type", "bridge")
+            run(
+                "ip",
+                "-n",
+                self.switch,
+                "link",
+                "set",
+                "lan",
+                "type",
+                "bridge",
+                "mcast_snooping",
+                "0",
+            )
+            run("ip", "-n", self.switch, "link", "set", "lan", "up")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            for node in self.nodes:
+                sys.stderr.write(f"--- log of node {node.number}\n{node.log_text()[-6000:]}\n")
+        self.close()
+
+    def node(self) -> Node:
+        """Add a node to the LAN."""
+        node = Node(self, next(self._numbers))
+        self.nodes.append(node)
+        return node
+
+    def close(self) -> None:
+        """Take everything away."""
+        namespaces = [self.switch, *(f"{self.tag}n{node.number}" for node in self.nodes)]
+        for namespace in namespaces:
+            for pid in run("ip", "netns", "pids", namespace, check=False).split():
+                try:
+                    os.kill(int(pid), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        for node in self.nodes:
+            if node.process is not None:
+                node.process.wait(10)
+        for namespace in namespaces:
+            run("ip", "netns", "del", namespace, check=False)
+        for leftover in SOCKETS.glob(f"{self.tag}*.sock"):
+            leftover.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
