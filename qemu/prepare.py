@@ -48,7 +48,8 @@ def _make_disk(spec: MachineSpec, image: Path, paths: MachinePaths, tools: Tools
     if spec.disk_mode is DiskMode.OVERLAY:
         if paths.disk_overlay.exists():
             return
-        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image), "-F", "raw"]
+        base = _pin(image, paths.directory / "base.img")
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw"]
         size = [str(spec.disk_size)] if spec.disk_size else []
         tools.run([*argv, str(paths.disk_overlay), *size], binds=binds(spec, paths))
     elif not paths.disk_copy.exists():
@@ -56,6 +57,16 @@ def _make_disk(spec: MachineSpec, image: Path, paths: MachinePaths, tools: Tools
         tools.run(argv, binds=binds(spec, paths))
         if spec.disk_size:
             os.truncate(paths.disk_copy, spec.disk_size)
+
+
+def _pin(image: Path, link: Path) -> Path:
+    """Return a name for this very image that stays when the next build replaces the file."""
+    link.unlink(missing_ok=True)
+    try:
+        link.hardlink_to(image)
+    except OSError:
+        return image  # another file system: the image must then stay as it is
+    return link
 
 
 def _write_credentials(spec: MachineSpec, paths: MachinePaths) -> None:
