@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,15 @@ from image.build import Wanted
 from image.bundle import build as build_bundle
 from image.keys import signing_keys
 from image.tools import ToolsRoot
-from qemu import images
-from qemu.accel import choose
-from qemu.lab import make_tokens
 from qemu.machine import Machine
-from qemu.spec import Arch, MachineSpec, UserNic
+from qemu.spec import MachineSpec, UserNic
 from tests.contract.test_rauc import make_key, pack_bundle
+from tests.vm.conftest import BOOT_SECONDS, MachineFactory
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
+pytestmark = pytest.mark.timeout(2400)
 
 BOARD = "x86_64"
 GOOD, NEVER_READY = "2.0-good", "3.0-never-ready"
-BOOT_SECONDS = 900.0  # emulated, beside other work
 _DROP_IN = "usr/lib/systemd/system/{}.d/50-test.conf"
 _SETTLED = "systemctl is-active --quiet skerry-slot.service boot-complete.target"
 
@@ -46,18 +42,8 @@ class Bundles:
 
 
 @pytest.fixture(scope="module")
-def tools() -> ToolsRoot:
-    return ToolsRoot.ensure()
-
-
-@pytest.fixture(scope="module")
-def artifacts() -> Artifacts:
-    return images.ensure(BOARD)
-
-
-@pytest.fixture(scope="module")
 def bundles(
-    tmp_path_factory: pytest.TempPathFactory, tools: ToolsRoot, artifacts: Artifacts
+    tmp_path_factory: pytest.TempPathFactory, tools: ToolsRoot, x86_image: Artifacts
 ) -> Bundles:
     path = tmp_path_factory.mktemp("bundles")
     content = path / "content"
@@ -84,7 +70,7 @@ def bundles(
     with stick.open("wb") as file:
         file.truncate(size)
     tools.run(["mkfs.ext4", "-q", "-L", "bundles", "-d", str(content), str(stick)], binds=[path])
-    return Bundles(stick, json.loads(artifacts.manifest.read_text())["release"]["version"])
+    return Bundles(stick, json.loads(x86_image.manifest.read_text())["release"]["version"])
 
 
 def broken_overlay(path: Path) -> Path:
@@ -152,34 +138,26 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(
-    tmp_path_factory: pytest.TempPathFactory,
-    tools: ToolsRoot,
-    artifacts: Artifacts,
-    bundles: Bundles,
-) -> Iterator[Node]:
-    path = tmp_path_factory.mktemp("node")
-    accelerator = choose(
-        Arch.X86_64, kernel=images.kernel_of(artifacts, tools, path / "vmlinuz"), tools=tools
-    )
-    (token,) = make_tokens(1, path / "operator")
+    start_machine: MachineFactory, x86_image: Artifacts, token: bytes, bundles: Bundles
+) -> Node:
     spec = MachineSpec(
         name="update",
-        disk=artifacts.disk,
-        disk_size=4 << 30,
+        disk=x86_image.disk,
+        disk_size=x86_image.disk.stat().st_size + (1 << 30),
         nics=(UserNic(),),
         credentials={"skerry.token": token},
     )
-    with Machine(spec, path, accelerator=accelerator, tools=tools) as machine:
-        machine.start()
-        machine.wait_for(_SETTLED, timeout=BOOT_SECONDS, every=2)
-        device = machine.attach_file_as_disk(bundles.stick)
-        machine.wait_for(["test", "-b", device], timeout=120)
-        machine.run(f"mkdir -p /run/stick && mount -o ro {device} /run/stick", check=True)
-        yield Node(machine)
+    machine = start_machine(spec)
+    machine.wait_for(_SETTLED, timeout=BOOT_SECONDS, every=2)
+    device = machine.attach_file_as_disk(bundles.stick)
+    machine.wait_for(["test", "-b", device], timeout=120)
+    node = Node(machine)
+    mount_stick(node)
+    return node
 
 
-def mount_again(node: Node) -> None:
-    """Mount the stick after a reboot."""
+def mount_stick(node: Node) -> None:
+    """Mount the stick, after a reboot anew."""
     device = "/dev/disk/by-label/bundles"
     node.machine.wait_for(["test", "-b", device], timeout=120)
     node.shell(f"mkdir -p /run/stick && mount -o ro {device} /run/stick")
@@ -263,7 +241,7 @@ def test_rolling_back_by_hand(node: Node, bundles: Bundles) -> None:
 
 
 def test_an_update_that_never_gets_ready_falls_back(node: Node, bundles: Bundles) -> None:
-    mount_again(node)
+    mount_stick(node)
     tried = len(node.tries_of("B"))
     status, said = node.install("never-ready.raucb")
     assert status == 0, said
@@ -278,7 +256,7 @@ def test_an_update_that_never_gets_ready_falls_back(node: Node, bundles: Bundles
     assert verdict["reasons"]
     reports = node.shell("ls /data/update/post-mortem/*/")
     assert [f"attempt-{number}.json" in reports for number in (1, 2, 3)] == [True] * 3
-    mount_again(node)
+    mount_stick(node)
     status, said = node.install("never-ready.raucb")
     assert status == 1
     assert "was tried on this node and rolled back after 3 boots" in said
