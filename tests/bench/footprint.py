@@ -16,11 +16,11 @@ from image.artifacts import Artifacts
 from skerry.console import note
 from skerry.errors import SkerryError
 from tests.bench.harness import Benchmark, Figure
-from tests.bench.pair import Pair
+from tests.netns.lab import Lab, LabError, Network, wait_until
 
 IDLE_SECONDS = 60.0
 SETTLE_SECONDS = 15.0
-_MB = 1_000_000
+MEETING_SECONDS = 60.0
 _MIB = 1 << 20
 
 
@@ -60,23 +60,36 @@ def sizes(artifacts: Artifacts) -> list[Figure]:
 
 def supervisor() -> list[Figure]:
     """Return memory and idle processor time of one of two nodes at rest."""
-    with Pair() as pair:
-        pair.wait_until_joined(timeout=60)
+    # As the unit has it (skerry.service).
+    os.environ |= {"MALLOC_ARENA_MAX": "1", "PYTHONNODEBUGRANGES": "1"}
+    with Lab() as lab:
+        network = Network("footprint")
+        one, two = lab.node(), lab.node()
+        for node in (one, two):
+            node.start(network.token())
+        try:
+            wait_until(lambda: one.sees(two) and two.sees(one), MEETING_SECONDS, "the nodes meet")
+        except LabError as error:
+            raise SkerryError(str(error)) from error
         time.sleep(SETTLE_SECONDS)
-        pid = pair.pids[0]
-        before, begun = usage(pid), time.monotonic()
+        if one.process is None or two.process is None:
+            raise SkerryError("a supervisor has gone")
+        pids = (one.process.pid, two.process.pid)
+        before, begun = [usage(pid) for pid in pids], time.monotonic()
         time.sleep(IDLE_SECONDS)
-        after, seconds = usage(pid), time.monotonic() - begun
+        after, seconds = [usage(pid) for pid in pids], time.monotonic() - begun
+    # The worse of the two: a goal is for every node.
+    cpu = max(late.cpu - early.cpu for early, late in zip(before, after, strict=True))
     return [
-        Figure("supervisor-rss", round(after.resident / _MB, 1), "MB", goal=60),
-        Figure("supervisor-private", round(after.private / _MB, 1), "MB"),
-        Figure(
-            "supervisor-idle-cpu",
-            round((after.cpu - before.cpu) / seconds * 100, 3),
-            "% of a core",
-            goal=0.5,
-        ),
+        Figure("supervisor-rss", megabytes(max(one.resident for one in after)), "MB", goal=60),
+        Figure("supervisor-private", megabytes(max(one.private for one in after)), "MB"),
+        Figure("supervisor-idle-cpu", round(cpu / seconds * 100, 3), "% of a core", goal=0.5),
     ]
+
+
+def megabytes(size: int) -> float:
+    """Return bytes as MB (10^6)."""
+    return round(size / 1_000_000, 1)
 
 
 def usage(pid: int) -> Usage:
