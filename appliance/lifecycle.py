@@ -225,7 +225,9 @@ def step(facts: Lifecycle, event: Event, now: float) -> tuple[Lifecycle, tuple[A
     later, actions = _apply(replace(facts, now=now), event)
     later = _with_notices(later)
     new = tuple(one for one in later.reasons if one not in facts.reasons)
-    gone = tuple(one for one in facts.reasons if one not in later.reasons)
+    # The same trouble in other words is not over.
+    codes = {one.code for one in later.reasons}
+    gone = tuple(one for one in facts.reasons if one.code not in codes)
     if later.state is not facts.state or new or gone:
         actions += (Report(facts.state, later.state, new, gone),)
     return later, actions

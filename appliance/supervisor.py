@@ -99,6 +99,7 @@ class Supervisor:
         self._facts = Lifecycle()
         self._state_since = time.monotonic()
         self._begun = time.monotonic()
+        self._serving = False
         self._ticked = time.monotonic()
         self._stopping = asyncio.Event()
         self._awake = asyncio.Event()
@@ -113,6 +114,7 @@ class Supervisor:
         self._keep_watchdog_fed()
         self._begin()
         await self._api.start()
+        self._serving = True
         self._notifier.send(READY=1, STATUS=self._facts.state.value)
 
     async def serve(self) -> None:
@@ -298,7 +300,7 @@ class Supervisor:
             self._state_since = time.monotonic()
             log.info(
                 "state %s -> %s",
-                report.before.value,
+                report.before.value if self._serving else "(starting)",
                 state,
                 extra={"skerry_state": state, "skerry_state_before": report.before.value},
             )
