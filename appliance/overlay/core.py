@@ -38,9 +38,10 @@ from provisioning.keys import id_text
 
 # Peers that WireGuard has from an earlier run and nobody vouched for since are removed after this.
 ADOPTION_SECONDS = 90.0
-# The responder of a handshake speaks first inside the tunnel; the initiator leaves it this long, so
-# that two WireGuard handshakes do not cross.
-INITIATOR_WAITS = 1.0
+# Two WireGuard handshakes that cross cost both sides five seconds. So the lower node id speaks
+# first inside the tunnel, an initiator once its confirmation had time to arrive; the other waits.
+LOWER_WAITS = 0.25
+HIGHER_WAITS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Core:
         self._stats(adopted.peers)
         actions += self.claims.begin()
         for peer in self.peers.values():
-            self.liveness.hurry(peer, now.mono, INITIATOR_WAITS)
+            self.liveness.hurry(peer, now.mono, self._patience(peer))
             self._leads.set(f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono)
         self._set_peers(actions)
         if self.config.vpn:
@@ -199,6 +200,10 @@ class Core:
         if kind is wire.Kind.PROBE:
             echo = wire.Probe(self.identity.node_id, probe.token)
             self._send_probe(wire.Kind.ECHO, echo, peer, source, now, actions)
+            if not peer.up and not peer.token:
+                # The tunnel works, then. Never while an answer is awaited: two that do so for each
+                # other would go on for ever.
+                peer.probe_at = min(peer.probe_at, now.mono)
         elif self.liveness.answered(peer, probe.token, now.mono) is Change.UP:
             milliseconds = (peer.rtt or 0.0) * 1000
             message = f"{peer.member.name} answers ({milliseconds:.1f} ms)"
@@ -237,7 +242,7 @@ class Core:
                     self._accept(one, now, actions)
                 case Acknowledged(node_id):
                     if (peer := self.peers.get(node_id)) and not peer.up:
-                        self.liveness.hurry(peer, now.mono, INITIATOR_WAITS)
+                        self.liveness.hurry(peer, now.mono, self._patience(peer, ready=True))
                 case Refused(cause, detail, source):
                     self._refuse(cause, detail, source, now, actions)
                 case GaveUp():
@@ -277,7 +282,8 @@ class Core:
         self._set_peers(actions, also=peer)
         actions.append(events.Remember(peer.store_key, peer.record()))
         if new or rejoined or not peer.up:
-            self.liveness.hurry(peer, now.mono, INITIATOR_WAITS if one.initiated else 0.0)
+            ready = not one.initiated
+            self.liveness.hurry(peer, now.mono, self._patience(peer, ready=ready))
 
     def _locate(self, peer: Peer, source: Endpoint, listed: tuple[Endpoint, ...]) -> None:
         """Decide where a member is: a path that works is kept as long as the member has it."""
@@ -344,7 +350,7 @@ class Core:
         # Members learn the new endpoint from where our message comes; a path that broke shows soon.
         for peer in self.peers.values():
             self._greet(peer, now, actions)
-            self.liveness.doubt(peer, now.mono, INITIATOR_WAITS)
+            self.liveness.doubt(peer, now.mono, LOWER_WAITS)
         self._leads.hasten(None, now.mono)
 
     def _greet(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
@@ -362,6 +368,12 @@ class Core:
                 peer.endpoint = seen.endpoint
 
     # Helpers
+
+    def _patience(self, peer: Peer, *, ready: bool = False) -> float:
+        """Return how long to wait before speaking inside the tunnel; ready: the peer expects us."""
+        if self.identity.node_id > peer.node_id:
+            return HIGHER_WAITS
+        return 0.0 if ready else LOWER_WAITS
 
     def _facts(self) -> Facts:
         claim = self.claims.own

@@ -20,6 +20,8 @@ from appliance.overlay.events import Discovered
 from appliance.overlay.otp import Seed, host_name, instance_name, neighbours, service_name
 
 log = logging.getLogger(__name__)
+# It reports every packet that an uplink without a route does not take, with a traceback.
+logging.getLogger("zeroconf").setLevel(logging.ERROR)
 
 RESOLVE_MILLISECONDS = 3000
 # Of two nodes that see each other, the one with the greater name leaves the other this long to

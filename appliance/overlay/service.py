@@ -42,6 +42,8 @@ from appliance.store import Store
 from provisioning.identity import Identity
 from provisioning.keys import wireguard_public_key
 
+__all__ = ["Overlay", "OverlayConfig", "OverlayStatus", "PeerStatus"]
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -128,8 +128,9 @@ class Node:
 
     def move_to(self, address: str) -> None:
         """Change the underlay address."""
-        self.ip("addr", "add", f"{address}/{_MASK}", "brd", "+", "dev", "eth0")
+        # The old one first: it would take a second address of the same prefix along.
         self.ip("addr", "del", f"{self.address}/{_MASK}", "dev", "eth0")
+        self.ip("addr", "add", f"{address}/{_MASK}", "brd", "+", "dev", "eth0")
         self.address = address
 
     # The supervisor

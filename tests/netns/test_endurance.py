@@ -1,0 +1,139 @@
+"""What a running network survives: killed supervisors, moved nodes, clashing addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+import subprocess
+import time
+
+import pytest
+
+from appliance.overlay.addresses import claimed_address
+from provisioning.identity import FIRST, SECOND, new_identity, read_identity, write_identity
+from provisioning.settings import Settings
+from tests.netns.lab import Lab, Network, Node, wait_until
+
+pytestmark = pytest.mark.netns
+
+
+def pair(lab: Lab, network: Network) -> tuple[Node, Node]:
+    token = network.token()
+    one, two = lab.node(), lab.node()
+    one.start(token)
+    two.start(token)
+    wait_until(lambda: one.sees(two) and two.sees(one), 30, "the two meet")
+    return one, two
+
+
+def test_killing_a_supervisor_loses_no_packet_and_the_next_one_adopts_the_tunnel() -> None:
+    with Lab() as lab:
+        one, two = pair(lab, Network())
+        address = one.overlay_addresses()[0]
+        before = one.wireguard_pids()
+        with subprocess.Popen(
+            two.command("ping", "-n", "-i", "0.02", "-c", "300", "-W", "2", address),
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as ping:
+            assert ping.stdout is not None
+            for _ in range(50):
+                ping.stdout.readline()
+            one.kill()
+            for _ in range(50):
+                ping.stdout.readline()
+            one.start()
+            wait_until(lambda: one.sees(two), 15, "the restarted one has its member back")
+            rest = ping.stdout.read()
+        assert "300 packets transmitted, 300 received, 0% packet loss" in rest
+        assert one.said("adopted")
+        assert one.wireguard_pids() == before
+        assert one.overlay_addresses()[0] == address
+
+
+def test_two_nodes_restarted_at_once_meet_again() -> None:
+    with Lab() as lab:
+        one, two = pair(lab, Network())
+        addresses = one.overlay_addresses(), two.overlay_addresses()
+        one.kill()
+        two.kill()
+        one.start()
+        two.start()
+        wait_until(lambda: one.sees(two) and two.sees(one), 20, "they meet again")
+        assert (one.overlay_addresses(), two.overlay_addresses()) == addresses
+
+
+def test_a_node_without_discovery_is_found_again_after_a_restart() -> None:
+    with Lab() as lab:
+        one, two = pair(lab, Network())
+        # Nobody hears mDNS any more; the tunnel itself is torn down as by a reboot.
+        for node in (one, two):
+            node.kill()
+            for pid in node.wireguard_pids():
+                subprocess.run(["kill", "-KILL", str(pid)], check=True)
+            subprocess.run(
+                node.command("nft", "-f", "-"),
+                input="add table inet t\n"
+                "add chain inet t c { type filter hook input priority 0; }\n"
+                "add rule inet t c udp dport 5353 drop\n",
+                text=True,
+                check=True,
+            )
+            node.start()
+        wait_until(lambda: one.sees(two) and two.sees(one), 30, "remembered peers meet again")
+
+
+def test_a_node_that_moves_is_found_again() -> None:
+    with Lab() as lab:
+        one, two = pair(lab, Network())
+        one.move_to("192.168.77.201")
+        target = one.overlay_addresses()[0]
+        wait_until(
+            lambda: any("192.168.77.201" in peer["endpoint"] for peer in two.peers()),
+            20,
+            "the new endpoint is known",
+        )
+        wait_until(lambda: two.reaches(target), 10, "the moved node answers")
+        wait_until(lambda: one.sees(two) and two.sees(one), 10, "both see each other")
+
+
+def test_two_nodes_with_one_address_part() -> None:
+    """In a range of 253, nodes are made until two of them want the same address."""
+    with Lab() as lab:
+        network = Network(settings=Settings(host_range="10.99.0.0/24"))
+        one, two = lab.node(), lab.node()
+        ids = clashing_identities(network, one, two)
+        one.start()
+        two.start()
+        wait_until(lambda: one.sees(two) and two.sees(one), 30, "the two meet")
+        wait_until(
+            lambda: one.overlay_addresses()[0] != two.overlay_addresses()[0], 10, "they part"
+        )
+        first, second = (one, two) if ids[0] < ids[1] else (two, one)
+        assert second.said("event=address-moved")
+        assert not first.said("event=address-moved")
+        wait_until(lambda: first.reaches(second.overlay_addresses()[0]), 10, "the loser answers")
+        wait_until(lambda: second.reaches(first.overlay_addresses()[0]), 10, "the winner answers")
+
+
+def clashing_identities(network: Network, one: Node, two: Node) -> tuple[bytes, bytes]:
+    """Give the two nodes identities whose first addresses are the same; return their ids."""
+    token, wanted = network.token(), ipaddress.IPv4Network(network.info.settings.host_range)
+    seen: dict[ipaddress.IPv4Address, tuple[bytes, bytes]] = {}
+    while True:
+        blob = write_identity(new_identity(token, name=None, now=time.time()))
+        node_id = read_identity(blob).node_id
+        place = claimed_address(node_id, 0, wanted)
+        if place in seen:
+            other_id, other_blob = seen[place]
+            keep_identity(one, other_blob)
+            keep_identity(two, blob)
+            return other_id, node_id
+        seen[place] = node_id, blob
+
+
+def keep_identity(node: Node, blob: bytes) -> None:
+    target = node.state_dir / "identity"
+    target.mkdir(mode=0o700)
+    for name in (FIRST, SECOND):
+        (target / name).write_bytes(blob)
+        (target / name).chmod(0o600)
