@@ -93,15 +93,15 @@ def megabytes(size: int) -> float:
 
 
 def usage(pid: int) -> Usage:
-    """Look at a process (proc(5): stat, smaps_rollup)."""
-    # The name in parentheses may hold anything; the fields after it are plain.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = int(fields[11]) + int(fields[12])
+    """Look at a process (proc(5): task/*/schedstat, smaps_rollup)."""
+    # The scheduler's own nanoseconds: ticks (utime, stime) miss work that is shorter than a tick.
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    spent = sum(int(task.read_text().split()[0]) for task in tasks)
     rollup = parse_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
     return Usage(
         resident=rollup["Rss"],
         private=rollup["Private_Clean"] + rollup["Private_Dirty"],
-        cpu=ticks / os.sysconf("SC_CLK_TCK"),
+        cpu=spent / 1e9,
     )
 
 
