@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import random
 import signal
-import sys
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,15 +131,13 @@ class _Port(asyncio.Protocol):
             self._transport.write(len(frame).to_bytes(4, "big") + frame)
 
 
-async def serve(path: Path, shaper: Shaper, *, until_stdin_ends: bool = False) -> None:
-    """Switch frames until SIGTERM (or the end of standard input)."""
+async def serve(path: Path, shaper: Shaper) -> None:
+    """Switch frames until SIGTERM."""
     loop = asyncio.get_running_loop()
     switch = Switch()
     done = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
-    if until_stdin_ends:
-        loop.add_reader(sys.stdin.fileno(), done.set)
     server = await loop.create_unix_server(lambda: _Port(switch, shaper), str(path))
     async with server:
         await done.wait()
@@ -153,11 +150,10 @@ def main() -> None:
     parser.add_argument("--loss", type=float, default=0.0, help="0..1")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds")
     parser.add_argument("--jitter", type=float, default=0.0, help="seconds")
-    parser.add_argument("--until-stdin-ends", action="store_true")
     given = parser.parse_args()
     shaper = Shaper(given.loss, given.delay, given.jitter)
     given.socket.unlink(missing_ok=True)
-    asyncio.run(serve(given.socket, shaper, until_stdin_ends=given.until_stdin_ends))
+    asyncio.run(serve(given.socket, shaper))
 
 
 if __name__ == "__main__":

@@ -104,11 +104,19 @@ def store(record: LabRecord, directory: Path = LAB) -> None:
     aside.replace(file)
 
 
-def start_hub(socket: Path, *, log: Path, words: Sequence[str] = ()) -> ProcessId:
-    """Start a LAN as a process of its own and wait until it listens."""
+def start_hub(
+    socket: Path, *, log: Path, words: Sequence[str] = (), owned: bool = False
+) -> ProcessId:
+    """Start a LAN as a process of its own and wait until it listens.
+
+    ``words`` go to its command line. *Owned*, it ends with the thread that started it.
+    """
+    argv = [sys.executable, "-m", "qemu.hub", str(socket), *words]
+    if owned:
+        argv = ["setpriv", "--pdeathsig", "TERM", "--", *argv]
     with log.open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "qemu.hub", str(socket), *words],
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

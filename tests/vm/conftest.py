@@ -81,8 +81,7 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A LAN: the socket that :class:`LanNic` takes."""
     directory = tmp_path_factory.mktemp("lan")
-    # It ends with us even if we are killed: a file whose end it waits for would need its own pipe.
-    process = lab.start_hub(directory / "lan", log=directory / "lan.log")
+    process = lab.start_hub(directory / "lan", log=directory / "lan.log", owned=True)
     yield directory / "lan"
     process.kill(15)
     assert process.wait(10)
