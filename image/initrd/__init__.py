@@ -45,6 +45,7 @@ MODULES = (
 PROGRAMS = (
     "/usr/sbin/dmsetup",
     "/usr/sbin/e2fsck",
+    "/usr/sbin/findfs",
     "/usr/sbin/mke2fs",
     "/usr/sbin/resize2fs",
     "/usr/sbin/sfdisk",
