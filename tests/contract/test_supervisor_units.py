@@ -15,8 +15,9 @@ UNITS = Path(__file__).resolve().parents[2] / "rootfs_overlay/usr/lib/systemd/sy
 EXPOSURE = {
     "skerry.service": 2.0,
     "skerry-health.service": 1.0,
-    "skerry-mark-good.service": 4.0,
-    "skerry-trial-failed.service": 4.0,
+    "skerry-slot.service": 1.0,
+    "skerry-mark-good.service": 1.0,
+    "skerry-trial-failed.service": 1.5,
 }
 
 
