@@ -26,6 +26,7 @@ class Context(Enum):
     CERTIFICATE = b"skerry certificate v1"
     NODE_PROOF = b"skerry node proof v1"
     MESSAGE = b"skerry node message v1"
+    LEDGER_ROOT = b"skerry ledger root v1"
 
 
 def random_bytes(size: int) -> bytes:
