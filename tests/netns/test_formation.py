@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from provisioning.settings import Settings
 from tests.netns.lab import Lab, Network, Node, wait_until
 
 pytestmark = pytest.mark.netns
@@ -34,3 +35,14 @@ def test_nodes_with_one_token_find_each_other(count: int) -> None:
         wait_until(
             lambda: all(node.status()["state"] == "ready" for node in nodes), 10, "all are ready"
         )
+
+
+def test_without_a_tunnel_members_still_know_each_other() -> None:
+    with Lab() as lab:
+        token = Network(settings=Settings(vpn=False)).token()
+        one, two = lab.node(), lab.node()
+        one.start(token)
+        two.start(token)
+        wait_until(lambda: one.sees(two) and two.sees(one), 20, "they meet over LAN addresses")
+        assert one.overlay_addresses() == []
+        assert one.interface not in one.ip("-brief", "link")
