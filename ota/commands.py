@@ -82,7 +82,14 @@ def install_command(arguments: argparse.Namespace) -> int:
             "reboot": "now" if arguments.reboot else "needed",
         }
 
-    outcome = asyncio.run(install())
+    try:
+        outcome = asyncio.run(install())
+    except KeyboardInterrupt:
+        console.note(
+            "\nstopped: RAUC may still be writing, but this slot is not booted; the running system "
+            "is untouched. Install again when `skerry update status` shows RAUC idle."
+        )
+        raise
     console.note(
         f"version {outcome['version']} is tried at the next boot. It stays only if the node "
         "becomes healthy; otherwise the boot loader returns to this system by itself."

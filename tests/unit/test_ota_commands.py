@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 import pytest
@@ -181,3 +181,15 @@ def test_an_explanation_keeps_raucs_own_words() -> None:
     error = explain("line one\n line two: signature verification failed", doing="checking x")
     assert "line one line two" in str(error)
     assert "while checking x" in str(error)
+
+
+def test_a_stopped_installation_says_what_that_means(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(coroutine: Coroutine[object, object, object]) -> None:
+        coroutine.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(asyncio, "run", stop)
+    assert main(["update", "install", str(node.bundle)]) == 130
+    assert "the running system is untouched" in capsys.readouterr().err
