@@ -102,6 +102,18 @@ class Core:
         self._follow(now, actions)
         return actions
 
+    def tunnel(self) -> list[events.Action]:
+        """Return what fills a tunnel that had to be made again."""
+        claim = self.claims.own
+        actions: list[events.Action] = [
+            events.SetAddresses(claim.address if claim else None, self.claims.ipv6)
+        ]
+        actions += [
+            events.SetPeer(peer.member.wg_key, peer.endpoint, peer.allowed)
+            for peer in self.peers.values()
+        ]
+        return actions
+
     def handle(self, event: events.Event, now: Now) -> list[events.Action]:
         """Return what follows from an event; whatever is due by now is done as well."""
         actions: list[events.Action] = []

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SEED_SECONDS = 120.0
+REVIVE_SECONDS = 5.0
+LOOK_AGAIN_SECONDS = 5.0
 STORE_PREFIX = "overlay/"
 
 
@@ -116,6 +118,7 @@ class Overlay:
         self._settle: asyncio.TimerHandle | None = None
         self._uplinks: tuple[links.UplinkAddress, ...] = ()
         self._failed: dict[str, Problem] = {}
+        self._revive_at = 0.0
         self._stopped = False
 
     # Life
@@ -145,10 +148,7 @@ class Overlay:
         for action in self._core.start(adopted, self._now()):
             await self._perform(action)
         if self._vpn:
-            self._inside = InsideSocket.open(
-                self._core.claims.ipv6, self._config.probe_port, self._config.interface
-            )
-            self._inside.listen(loop, self._inside_received)
+            self._open_inside()
         self._control.listen(loop, self._received)
         self._settled()
         self._tasks.append(asyncio.create_task(self._perform_all()))
@@ -229,14 +229,47 @@ class Overlay:
     async def _perform_all(self) -> None:
         while True:
             action = await self._queue.get()
+            name = type(action).__name__
             try:
                 await self._perform(action)
-                self._failed.pop(type(action).__name__, None)
+                self._failed.pop(name, None)
             except OverlayError as error:
-                problem = Problem("overlay-edge", str(error), error.hint or "")
-                if self._failed.get(type(action).__name__) != problem:
-                    log.warning("%s", error, extra={"skerry_event": "overlay-edge"})
-                self._failed[type(action).__name__] = problem
+                self._fail(name, error)
+                await self._revive(name)
+            except Exception:
+                # One action is lost; the core notices by what does not happen.
+                log.exception("a defect while doing %s", name)
+
+    def _fail(self, name: str, error: OverlayError) -> None:
+        problem = Problem("overlay-edge", str(error), error.hint or "")
+        if self._failed.get(name) != problem:
+            log.warning("%s", error, extra={"skerry_event": "overlay-edge"})
+        self._failed[name] = problem
+
+    async def _revive(self, name: str) -> None:
+        """Make the tunnel again if it is gone: its process was ended, its interface removed."""
+        if time.monotonic() < self._revive_at:
+            return
+        self._revive_at = time.monotonic() + REVIVE_SECONDS
+        try:
+            await self._open_tunnel()
+            for action in self._core.tunnel():
+                await self._perform(action)
+            self._open_inside()
+        except OverlayError as error:
+            self._fail(name, error)
+        else:
+            self._failed.clear()
+
+    def _open_inside(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._inside is not None:
+            self._inside.close(loop)
+            self._inside = None
+        self._inside = InsideSocket.open(
+            self._core.claims.ipv6, self._config.probe_port, self._config.interface
+        )
+        self._inside.listen(loop, self._inside_received)
 
     async def _perform(self, action: events.Action) -> None:
         match action:
@@ -320,7 +353,14 @@ class Overlay:
 
     async def _look_at_uplinks(self) -> None:
         look = partial(links.uplink_addresses, self._config.uplinks, own=self._config.interface)
-        self._uplinks = await self._blocking(look)
+        try:
+            self._uplinks = await self._blocking(look)
+        except Exception:
+            log.exception("the uplinks can't be read; trying again soon")
+            if not self._stopped:
+                loop = asyncio.get_running_loop()
+                self._settle = loop.call_later(LOOK_AGAIN_SECONDS, self._settled)
+            return
         hosts = tuple(dict.fromkeys(one.host for one in self._uplinks))
         self._feed(events.LocalAddresses(hosts))
         if self._mdns is not None and self._identity.network.settings.mdns:

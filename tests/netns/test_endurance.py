@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import signal
 import subprocess
 import time
 
@@ -94,6 +96,16 @@ def test_a_node_that_moves_is_found_again() -> None:
         )
         wait_until(lambda: two.reaches(target), 10, "the moved node answers")
         wait_until(lambda: one.sees(two) and two.sees(one), 10, "both see each other")
+
+
+def test_a_tunnel_that_goes_away_is_made_again() -> None:
+    with Lab() as lab:
+        one, two = pair(lab, Network())
+        address = one.overlay_addresses()[0]
+        (before,) = one.wireguard_pids()
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: one.wireguard_pids() not in ([], [before]), 25, "it is made again")
+        wait_until(lambda: two.reaches(address), 20, "the node answers again")
 
 
 def test_two_nodes_with_one_address_part() -> None:
