@@ -6,8 +6,8 @@ With a tunnel it is a pair of raw sockets with a BPF filter beside WireGuard's s
 
 from __future__ import annotations
 
+import array
 import asyncio
-import ctypes
 import logging
 import socket
 import struct
@@ -174,9 +174,9 @@ def _plain(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
 
 def attach_filter(target: socket.socket, program: bytes) -> None:
     """Attach a classic BPF program (socket(7), SO_ATTACH_FILTER)."""
-    buffer = ctypes.create_string_buffer(program)
+    instructions = array.array("B", program)
     # struct sock_fprog: number of instructions, pointer; native alignment.
-    fprog = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
+    fprog = struct.pack("HP", len(program) // 8, instructions.buffer_info()[0])
     target.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
 
