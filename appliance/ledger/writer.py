@@ -41,7 +41,7 @@ class Writer:
         self.clock = clock
         self.owner = owner
         self.sequence = max([sequence, *(one.sequence for one in replica.owned(owner))])
-        self._replica = replica
+        self.replica = replica
         self._sign = sign
 
     def put(
@@ -67,7 +67,7 @@ class Writer:
 
     def rewrite_future(self, now_ms: int) -> list[Written]:
         """Put the clock and one's own entries back after the clock turned out to be ahead."""
-        ahead = [one for one in self._replica.owned(self.owner) if ms_of(one.stamp) > now_ms]
+        ahead = [one for one in self.replica.owned(self.owner) if ms_of(one.stamp) > now_ms]
         if not self.clock.rebase(now_ms):
             return []
         return [
@@ -81,7 +81,7 @@ class Writer:
         First what lives and is older than they is written anew, in later calls the floor is raised:
         from then on no replica takes anything older. Call it every minute or less often.
         """
-        rows = [one for one in self._replica.owned(self.owner) if not BUCKETS[one.bucket].final]
+        rows = [one for one in self.replica.owned(self.owner) if not BUCKETS[one.bucket].final]
         old = [
             one.sequence
             for one in rows
@@ -119,7 +119,7 @@ class Writer:
         deleted: bool = False,
     ) -> Written:
         _rule(bucket)
-        present = self._replica.slot(bucket, key, self.owner)
+        present = self.replica.slot(bucket, key, self.owner)
         stamp = self.clock.tick(now_ms)
         expires = None if lease_ms is None else min(now_ms, ms_of(stamp)) + lease_ms
         if expires is not None and present is not None and present.expires is not None:
@@ -133,7 +133,7 @@ class Writer:
         try:
             entry = make_entry(
                 self._sign,
-                self._replica.directory.network.network_id,
+                self.replica.directory.network.network_id,
                 owner=draft.owner,
                 sequence=self.sequence + 1,
                 stamp=draft.stamp,
@@ -149,8 +149,8 @@ class Writer:
                 hint=f"keys are 1 to {KEY_MAX} of A-Z a-z 0-9 . _ : / @ -, values at most "
                 f"{rule.value_max} bytes",
             ) from error
-        self._check_quota(entry, self._replica.slot(*entry.slot), rule)
-        outcome = self._replica.apply(entry, now_ms)
+        self._check_quota(entry, self.replica.slot(*entry.slot), rule)
+        outcome = self.replica.apply(entry, now_ms)
         if outcome.verdict is not Verdict.ACCEPTED:
             reason = outcome.reason.value if outcome.reason else outcome.verdict.value
             raise WriteError(
@@ -162,7 +162,7 @@ class Writer:
 
     def _check_quota(self, entry: Entry, present: Entry | None, rule: Bucket) -> None:
         """Refuse here what would cost the owner its oldest entry everywhere."""
-        count, size = self._replica.usage(self.owner, rule.name)
+        count, size = self.replica.usage(self.owner, rule.name)
         count += 0 if present else 1
         size += entry.size - (present.size if present else 0)
         if count > rule.entries or size > rule.bytes:
