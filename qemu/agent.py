@@ -43,13 +43,14 @@ _CHUNK = 64 * 1024
 def credentials() -> dict[str, bytes]:
     """Return the systemd credentials that start the agent in a guest (systemd 256 or newer).
 
-    The names are as short as fw_cfg wants them: the unit may have 9 characters. Hanging it on the
-    root mount starts it as early as Python can run.
+    The names are as short as fw_cfg wants them: the unit may have 9 characters. Every boot
+    starts the root slice and so the agent, as early as Python can run (the root mount would not
+    do: without a line in fstab nothing starts it).
     """
     return {
         "lab.agent": Path(guest_agent.__file__).read_bytes(),
         "systemd.extra-unit.x.service": UNIT.encode(),
-        "systemd.unit-dropin.-.mount": b"[Unit]\nWants=x.service\n",
+        "systemd.unit-dropin.-.slice": b"[Unit]\nWants=x.service\n",
     }
 
 

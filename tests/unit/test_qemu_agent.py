@@ -218,7 +218,7 @@ def test_the_agent_comes_by_credentials_short_enough_for_fw_cfg() -> None:
     names = agent.credentials()
     assert all(len("opt/io.systemd.credentials/" + name) <= 55 for name in names)
     assert b"ImportCredential=lab.agent" in names["systemd.extra-unit.x.service"]
-    assert b"Wants=x.service" in names["systemd.unit-dropin.-.mount"]
+    assert b"Wants=x.service" in names["systemd.unit-dropin.-.slice"]
     assert names["lab.agent"].startswith(b'"""The lab agent')
 
 
