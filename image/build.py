@@ -304,7 +304,7 @@ class Builder:
         raw.write_bytes(archive)
         packed = work / "initrd"
         self.tools.run(
-            ["zstd", "-q", "-f", "-19", "-T1", str(raw), "-o", str(packed)], log=self.log
+            ["zstd", "-q", "-f", "-12", "-T1", str(raw), "-o", str(packed)], log=self.log
         )
         contents = {
             "vmlinuz": (work / "vmlinuz").read_bytes(),
