@@ -262,6 +262,11 @@ class Core:
 
     def _accept(self, one: Accepted, now: Now, actions: list[events.Action]) -> None:
         member, body = one.member, one.body
+        if (owner := self._owner(member.wg_key)) not in {None, member.node_id}:
+            # Both hold its private key (a copied disk, say): the first one's entry stays as it is.
+            detail = f"{member.name} uses the WireGuard key of {id_text(owner or b'')}"
+            self._refuse("tunnel-key-taken", detail, one.source, now, actions)
+            return
         claimed = None
         if body.address:
             claimed = self.claims.claimed(member.node_id, body.attempt, body.address)
@@ -401,6 +406,13 @@ class Core:
             candidates=listed[: wire.CANDIDATES_MAX],
         )
 
+    def _owner(self, wg_key: bytes) -> bytes | None:
+        """Return the node that a WireGuard key belongs to, as far as we know."""
+        if wg_key == self.identity.member().wg_key:
+            return self.identity.node_id
+        owners = (one.node_id for one in self.peers.values() if one.member.wg_key == wg_key)
+        return next(owners, None)
+
     def _usable(self, endpoint: Endpoint) -> bool:
         return is_candidate(endpoint.host, own=self._own, refused=self.config.refused)
 
@@ -432,5 +444,5 @@ class Core:
             if not key.startswith(PEER_PREFIX):
                 continue
             peer = peer_from_record(value, self.identity.network, self.config.host_range)
-            if peer is not None and peer.node_id != self.identity.node_id:
+            if peer is not None and self._owner(peer.member.wg_key) is None:
                 self.peers[peer.node_id] = peer

@@ -10,9 +10,10 @@
 
 Each carries the sender's certificate (DONE: none) and a signed body with what the sender says of
 itself; REPLY, CONFIRM and DONE also name whom they are for. Nobody is accepted before it has signed
-the other's fresh nonce, so a repeated or redirected message achieves nothing. Only the initiator
-retransmits: one sealed request never yields more than one answer. Two nodes that begin at the
-same time run two handshakes; the outcome is the same.
+the other's fresh nonce, so a repeated or redirected message achieves nothing; and REPLY and CONFIRM
+prove, for that receiver and nonce, the WireGuard key of the certificate (`proof`). Only the
+initiator retransmits: one sealed request never yields more than one answer. Two nodes that begin
+at the same time run two handshakes; the outcome is the same.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from dataclasses import dataclass, field
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint, PackedEndpoint
 from appliance.overlay.errors import WireError
+from appliance.overlay.proof import CAUSE, Statement, check_proof, make_proof
 from appliance.overlay.wire import (
     BOOT_SIZE,
+    FILLER,
     NONCE_SIZE,
     Body,
     Kind,
@@ -203,9 +206,7 @@ class Handshakes:
         if member.node_id == self.identity.node_id:
             return ()  # our own, by way of a hairpin or a second uplink
         half_open = self._remember_half_open(member.node_id, body.nonce, now)
-        reply = self._message(
-            Kind.REPLY, source, nonce=half_open.nonce, to=member.node_id, echo=body.nonce
-        )
+        reply = self._message(Kind.REPLY, source, nonce=half_open.nonce, to=member, echo=body.nonce)
         return (Transmit(reply, source),)
 
     def _reply(self, signed: Signed, body: Body, source: Endpoint, now: Now) -> tuple[Outcome, ...]:
@@ -219,9 +220,10 @@ class Handshakes:
         first = outgoing.member is None
         if outgoing.member is not None and outgoing.member.node_id != member.node_id:
             raise WireError("replayed", "a second node answered the same question")
+        self._check_tunnel_key(Kind.REPLY, body, member)
         outgoing.member, outgoing.confirmed, outgoing.target = member, body.nonce, source
         outgoing.message = self._message(
-            Kind.CONFIRM, source, nonce=outgoing.nonce, to=member.node_id, echo=body.nonce
+            Kind.CONFIRM, source, nonce=outgoing.nonce, to=member, echo=body.nonce
         )
         transmit = Transmit(outgoing.message, source)
         if not first:
@@ -237,9 +239,8 @@ class Handshakes:
         half_open = self._half_open.get((member.node_id, body.nonce))
         if half_open is None or half_open.nonce != body.echo or half_open.expires <= now.mono:
             raise WireError("replayed", "a confirmation of nothing that was asked just now")
-        done = self._message(
-            Kind.DONE, source, nonce=half_open.nonce, to=member.node_id, echo=body.nonce
-        )
+        self._check_tunnel_key(Kind.CONFIRM, body, member)
+        done = self._message(Kind.DONE, source, nonce=half_open.nonce, to=member, echo=body.nonce)
         if half_open.accepted:
             return (Transmit(done, source),)
         half_open.accepted = True
@@ -284,6 +285,17 @@ class Handshakes:
         if body.to != self.identity.node_id:
             raise WireError("misdirected", "a message for another node")
 
+    def _check_tunnel_key(self, kind: Kind, body: Body, member: Member) -> None:
+        """Refuse a member that names a WireGuard key in its certificate without holding it."""
+        own = self.identity
+        statement = Statement(kind, member.node_id, own.node_id, body.nonce, body.echo)
+        if not check_proof(own.wg_private, member.wg_key, statement, body.proof):
+            raise WireError(
+                CAUSE,
+                f"{member.name} ({member.id_text}) does not hold the WireGuard key in its "
+                "certificate: that is another node's",
+            )
+
     def _unexpected(self, what: str, body: Body, source: Endpoint) -> tuple[Outcome, ...]:
         # The network may deliver an answer twice; that is nothing to report.
         if body.echo in self._finished:
@@ -320,16 +332,20 @@ class Handshakes:
         peer: Endpoint,
         *,
         nonce: bytes,
-        to: bytes = b"",
+        to: Member | None = None,
         echo: bytes = b"",
     ) -> bytes:
         facts = self.facts()
+        proof = FILLER if kind is Kind.HELLO else b""
+        if to is not None and kind in {Kind.REPLY, Kind.CONFIRM}:
+            statement = Statement(kind, self.identity.node_id, to.node_id, nonce, echo)
+            proof = make_proof(self.identity.wg_private, to.wg_key, statement)
         self._serial += 1
         body = Body(
             network_id=self.identity.network.network_id,
             boot=self._boot,
             serial=self._serial,
-            to=to,
+            to=to.node_id if to else b"",
             nonce=nonce,
             echo=echo,
             port=facts.port,
@@ -337,6 +353,7 @@ class Handshakes:
             address=facts.address,
             candidates=facts.candidates,
             observed=peer.pack(),
+            proof=proof,
         )
         return signed_message(self.identity, kind, body)
 

@@ -14,6 +14,7 @@ import msgspec
 from appliance.overlay.endpoint import PackedEndpoint, unpack_endpoint
 from appliance.overlay.errors import WireError
 from appliance.overlay.frames import MESSAGE_MAX
+from appliance.overlay.proof import PROOF_SIZE
 from provisioning import codec
 from provisioning.errors import FormatError
 
@@ -25,6 +26,8 @@ PROBE_TOKEN_SIZE = 8
 CANDIDATES_MAX = 8
 ATTEMPT_MAX = 2**24
 COUNTER_MAX = 2**48
+# What REPLY says more than HELLO (to, echo, proof): an answer is no longer than its question.
+FILLER = bytes(ID_SIZE + NONCE_SIZE + PROOF_SIZE)
 _BODY_MAX = 1024
 _SIGNED_LABEL = b"skerry handshake v1\0"
 
@@ -65,7 +68,8 @@ class Body(_Struct, frozen=True):
 
     ``boot`` is random per start of the supervisor and ``serial`` grows within it: the later of two
     statements is known. ``to`` and ``echo`` are empty in HELLO only. ``address`` is empty while the
-    node has no IPv4 overlay address.
+    node has no IPv4 overlay address. ``proof`` (`appliance.overlay.proof`) is in REPLY and CONFIRM,
+    the two messages after which a node is accepted; HELLO has `FILLER` there.
     """
 
     network_id: bytes
@@ -79,6 +83,7 @@ class Body(_Struct, frozen=True):
     address: bytes
     candidates: tuple[PackedEndpoint, ...]
     observed: PackedEndpoint | None
+    proof: bytes
 
 
 class Probe(_Struct, frozen=True):
@@ -131,6 +136,7 @@ def decode_body(kind: Kind, data: bytes) -> Body:
         and 0 <= body.attempt <= ATTEMPT_MAX
         and len(body.address) in {0, 4}
         and len(body.candidates) <= CANDIDATES_MAX
+        and _proof_fits(kind, body.proof)
     )
     if not right:
         raise WireError("malformed", "a field of a handshake message is out of range")
@@ -139,6 +145,12 @@ def decode_body(kind: Kind, data: bytes) -> Body:
     if body.observed is not None:
         unpack_endpoint(body.observed)
     return body
+
+
+def _proof_fits(kind: Kind, proof: bytes) -> bool:
+    if kind is Kind.HELLO:
+        return proof == FILLER
+    return len(proof) == (0 if kind is Kind.DONE else PROOF_SIZE)
 
 
 def signed_bytes(kind: Kind, body: bytes) -> bytes:

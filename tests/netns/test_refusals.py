@@ -7,6 +7,7 @@ import time
 import pytest
 
 from provisioning.identity import IdentityStore, new_identity, write_identity
+from provisioning.membership import make_certificate
 from provisioning.settings import Settings
 from tests.netns.lab import PORT, Lab, Network, Node, wait_until
 
@@ -87,3 +88,43 @@ def test_a_certificate_that_is_not_right(case: str, cause: str) -> None:
         stranger.start_module("tests.netns.hostile", case, member.address, str(PORT), str(file))
         wait_until(lambda: refused(member, cause, stranger), 20, "refused")
         stays_alone(member)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_member_that_names_the_tunnel_key_of_another(known: bool) -> None:
+    """Its own certificate and signatures are good: it holds a token of the network."""
+    with Lab() as lab:
+        network = Network()
+        token, now = network.token(), time.time()
+        member, victim, thief = start_member(lab, network), lab.node(), lab.node()
+        identity = IdentityStore(victim.state_dir / "identity").create(
+            token, name="victim", now=now
+        )
+        if known:
+            victim.start()
+            wait_until(lambda: member.sees(victim), 20, "member and victim meet")
+        record = new_identity(token, name="mallory", now=now)
+        certificate = make_certificate(
+            network.info,
+            token.grant,
+            token.grant_seed,
+            node_seed=record.node_seed,
+            wg_key=identity.member().wg_key,
+            name="mallory",
+            issued=int(now),
+        )
+        files = thief.folder / "identity", thief.folder / "certificate"
+        files[0].write_bytes(write_identity(record))
+        files[1].write_bytes(certificate)
+        words = (member.address, str(PORT), *map(str, files))
+        thief.start_module("tests.netns.hostile", "stolen-key", *words)
+        cause = "unproven-tunnel-key"
+        wait_until(lambda: refused(member, cause, thief), 20, "the thief is refused")
+        assert "mallory" not in {peer["name"] for peer in member.peers()}
+        if not known:
+            stays_alone(member)
+            victim.start()
+        wait_until(lambda: member.sees(victim) and victim.sees(member), 20, "the victim is a peer")
+        (entry,) = [peer for peer in member.peers() if peer["name"] == "victim"]
+        assert entry["endpoint"] == f"{victim.address}:{PORT}"
+        assert member.reaches(victim.overlay_addresses()[0])

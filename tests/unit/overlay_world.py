@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import ipaddress
 import itertools
@@ -15,10 +16,13 @@ from appliance.overlay.clock import Now
 from appliance.overlay.core import Core, CoreConfig
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.events import Action
+from appliance.overlay.handshake import Facts, Handshakes
 from appliance.overlay.otp import Seed
 from appliance.overlay.seal import Sealer
+from appliance.overlay.wire import Body, Kind
 from provisioning.identity import Identity, new_identity, read_identity, write_identity
 from provisioning.keys import public_key
+from provisioning.membership import Member, make_certificate, verify_certificate
 from provisioning.network import NetworkInfo
 from provisioning.settings import Settings
 from provisioning.token import Token, make_token
@@ -43,7 +47,9 @@ def make_identity(
     root_seed: bytes = ROOT_SEED,
     expires: int | None = None,
     labels: Mapping[str, str] | None = None,
+    wg_key: bytes | None = None,
 ) -> Identity:
+    """Return a new node; with ``wg_key`` its certificate names a key that it does not hold."""
     token: Token = make_token(
         network or make_network(root_seed),
         root_seed,
@@ -51,7 +57,23 @@ def make_identity(
         expires=expires,
         labels=labels,
     )
-    return read_identity(write_identity(new_identity(token, name=name, now=UNIX - 500)))
+    record = new_identity(token, name=name, now=UNIX - 500)
+    identity = read_identity(write_identity(record))
+    if wg_key is None:
+        return identity
+    certificate = make_certificate(
+        identity.network,
+        token.grant,
+        token.grant_seed,
+        node_seed=record.node_seed,
+        wg_key=wg_key,
+        name=name,
+        issued=int(UNIX),
+    )
+    member = verify_certificate(
+        certificate, network=identity.network, now=UNIX, admitted=lambda _: False
+    )
+    return dataclasses.replace(identity, certificate=certificate, _member=member)
 
 
 @dataclass
@@ -82,6 +104,13 @@ class Host:
         return {refusal.cause for refusal in self.core.refusals}
 
 
+class CarelessHandshakes(Handshakes):
+    """Those of a node that takes part with whomever: it does not judge the other's tunnel key."""
+
+    def _check_tunnel_key(self, kind: Kind, body: Body, member: Member) -> None:
+        pass
+
+
 # What becomes of a datagram: seconds until each of its copies arrives.
 Fate = Callable[[random.Random], tuple[float, ...]]
 
@@ -110,6 +139,14 @@ class World:
         host = Host(None, f"192.168.1.{10 + len(self.hosts)}", dict(store or {}))  # type: ignore[arg-type]
         self._boot(host, identity)
         self.hosts.append(host)
+        return host
+
+    def add_careless(self, identity: Identity) -> Host:
+        """Add a node that does not check tunnel keys."""
+        host = self.add(identity)
+        host.core._handshakes = CarelessHandshakes(
+            identity, lambda _: False, lambda: Facts(PORT), self.random.randbytes
+        )
         return host
 
     def restart(self, host: Host) -> None:

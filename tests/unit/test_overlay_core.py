@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import random
 
@@ -14,6 +15,8 @@ from appliance.overlay.addresses import claimed_address
 from appliance.overlay.endpoint import Endpoint
 from provisioning.identity import Identity
 from tests.unit.overlay_world import PORT, UNIX, Host, World, make_identity, make_network
+
+LOW_ORDER = b"\x01" + bytes(31)
 
 
 def rough(chance: random.Random) -> tuple[float, ...]:
@@ -121,6 +124,64 @@ def test_a_stranger_is_refused_and_the_cause_named(stranger: object, cause: str)
     assert lines[0].fields["cause"] == cause
     assert lines[0].fields["source"] == f"{two.address}:{PORT}"
     assert len(lines) == 1  # one line, however often it tries
+
+
+@pytest.mark.parametrize("thief_begins", [True, False])
+@pytest.mark.parametrize("victim_first", [True, False])
+def test_nobody_takes_the_tunnel_key_of_another(thief_begins: bool, victim_first: bool) -> None:
+    world = World()
+    one, victim = pair(world)
+    thief = world.add_careless(make_identity("thief", wg_key=victim.key))
+    if victim_first:
+        assert meet(world, one, victim)
+    entry = one.wireguard.get(victim.key)
+    world.introduce(*((thief, one) if thief_begins else (one, thief)))
+    world.run(20)
+    assert "unproven-tunnel-key" in one.causes()
+    assert thief.node_id not in one.core.peers
+    assert one.wireguard.get(victim.key) == entry
+    assert "does not hold the WireGuard key" in next(
+        line.message for line in one.logs if line.fields.get("cause") == "unproven-tunnel-key"
+    )
+    # And it does not keep the victim out.
+    assert meet(world, one, victim)
+    assert one.wireguard[victim.key].endpoint == Endpoint(victim.address, PORT)
+
+
+@pytest.mark.parametrize("thief_begins", [True, False])
+def test_nobody_takes_our_own_tunnel_key(thief_begins: bool) -> None:
+    world = World()
+    one = world.add(make_identity("one"))
+    thief = world.add_careless(make_identity("thief", wg_key=one.key))
+    world.introduce(*((thief, one) if thief_begins else (one, thief)))
+    world.run(20)
+    assert "unproven-tunnel-key" in one.causes()
+    assert not one.core.peers
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_tunnel_key_of_low_order_is_refused(begins: bool) -> None:
+    world = World()
+    one = world.add(make_identity("one"))
+    bad = world.add_careless(make_identity("bad", wg_key=LOW_ORDER))
+    world.introduce(*((bad, one) if begins else (one, bad)))
+    world.run(20)
+    assert "unproven-tunnel-key" in one.causes()
+    assert not one.core.peers
+
+
+def test_a_second_node_with_a_tunnel_key_is_refused_even_if_it_holds_it() -> None:
+    world = World()
+    one, two = pair(world)
+    assert meet(world, one, two)
+    entry, identity = one.wireguard[two.key], two.core.identity
+    copy = make_identity("copy", wg_key=two.key)
+    copy = dataclasses.replace(copy, wg_private=identity.wg_private)
+    other = world.add(copy)
+    assert not meet(world, one, other, 20)
+    assert "tunnel-key-taken" in one.causes()
+    assert one.wireguard[two.key] == entry
+    assert know_each_other(one, two)
 
 
 def test_an_expired_grant_throws_nobody_out() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,15 +21,28 @@ from appliance.overlay.endpoint import (
 from appliance.overlay.errors import WireError
 from appliance.overlay.frames import Reassembler, read_frame, split
 from appliance.overlay.handshake import Facts, Handshakes, Refused, Transmit
+from appliance.overlay.proof import Statement, check_proof, make_proof
 from appliance.overlay.seal import Sealer
 from appliance.overlay.wire import Body, Kind, Probe, Signed, decode_message, encode_message
 from provisioning import codec
+from provisioning.keys import wireguard_public_key
 from tests.unit.overlay_world import OTP_SEED, UNIX, World, make_identity
 
 SEED = otp.Seed(OTP_SEED, 0)
 SOURCE = Endpoint("192.0.2.1", 51820)
-BODY = Body(b"n" * 16, b"b" * 8, 1, b"", b"c" * 16, b"", 51820, 0, b"", (), None)
+BODY = Body(b"n" * 16, b"b" * 8, 1, b"", b"c" * 16, b"", 51820, 0, b"", (), None, wire.FILLER)
 HOUR = 3600
+# Points of order 1, 2, 4 and 8 of Curve25519 and its twist, and other spellings of theirs.
+LOW_ORDER = (
+    "00" * 32,
+    "01" + "00" * 31,
+    "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+    "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+    "ec" + "ff" * 30 + "7f",
+    "ed" + "ff" * 30 + "7f",
+    "ee" + "ff" * 30 + "7f",
+    "00" * 31 + "80",
+)
 
 
 def fixed(_: int) -> bytes:
@@ -58,6 +74,52 @@ def test_vector_of_a_sealed_probe() -> None:
         "80068259c62284f73a41e680e80843a3199d3f744ce4361a6af1fcd0a5fe3c9a"
         "d4ad1633a2239f994ba459c88e3cafeac1ac9f475731f03fa47949e2"
     )
+
+
+def test_vector_of_the_proof_of_a_tunnel_key() -> None:
+    one, two = b"\x0a" * 32, b"\x0b" * 32
+    keys = [
+        "f77ff4b10788bfdca62ca0bb160d427cf5762d85f2b5cad6807ec9c3febbde09",
+        "73b2d8b76aa9b53660032bc8f5d8bee3a3ae4e3b3a7fd49ade81f7347a34aa68",
+    ]
+    assert [wireguard_public_key(private).hex() for private in (one, two)] == keys
+    said = Statement(Kind.REPLY, b"\x01" * 16, b"\x02" * 16, b"\x03" * 16, b"\x04" * 16)
+    proof = make_proof(one, bytes.fromhex(keys[1]), said)
+    assert proof.hex() == "606dc09b345504294387b99978b10377"
+    assert check_proof(two, bytes.fromhex(keys[0]), said, proof)
+
+
+# Proof of a tunnel key
+
+
+STATEMENT = Statement(Kind.CONFIRM, b"\x01" * 16, b"\x02" * 16, b"\x03" * 16, b"\x04" * 16)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kind": Kind.REPLY},
+        {"sender": b"\x02" * 16, "receiver": b"\x01" * 16},
+        {"sender": b"\x05" * 16},
+        {"receiver": b"\x05" * 16},
+        {"nonce": b"\x05" * 16},
+        {"echo": b"\x05" * 16},
+    ],
+)
+def test_a_proof_is_good_for_one_message_of_one_node_to_one_other(changed: dict[str, Any]) -> None:
+    one, two = b"\x0a" * 32, b"\x0b" * 32
+    proof = make_proof(one, wireguard_public_key(two), STATEMENT)
+    key = wireguard_public_key(one)
+    assert check_proof(two, key, STATEMENT, proof)
+    assert not check_proof(two, key, dataclasses.replace(STATEMENT, **changed), proof)
+    assert not check_proof(two, wireguard_public_key(b"\x0c" * 32), STATEMENT, proof)
+
+
+@pytest.mark.parametrize("point", LOW_ORDER)
+def test_a_key_of_low_order_proves_nothing(point: str) -> None:
+    with pytest.raises(WireError, match="low order") as caught:
+        make_proof(b"\x0a" * 32, bytes.fromhex(point), STATEMENT)
+    assert caught.value.cause == "unproven-tunnel-key"
 
 
 # Seal
@@ -215,6 +277,9 @@ def test_any_body_is_decoded_or_refused(data: bytes) -> None:
         {"candidates": ((b"\x01\x02\x03\x04", 0),)},
         {"candidates": ((b"\x01\x02\x03\x04", 1),) * 9},
         {"observed": (b"\x01" * 16, 70000)},
+        {"proof": b""},
+        {"proof": b"p" * 16},
+        {"proof": b"p" * len(wire.FILLER)},
     ],
 )
 def test_a_body_out_of_range_is_refused(change: dict[str, object]) -> None:
@@ -261,15 +326,18 @@ def test_each_wrong_thing_has_its_cause() -> None:
     assert cause(kind, bytes(flipped), body, signature) == "tampered"
     assert cause(Kind.CONFIRM, certificate, body, signature) == "malformed"
     assert cause(kind, certificate, body + b"\0", signature) == "malformed"
-    reply = codec.encode(
-        Body(
-            me.network.network_id, b"b" * 8, 1, b"t" * 16, b"c" * 16, b"e" * 16, 1, 0, b"", (), None
-        )
+    answer = Body(
+        *(me.network.network_id, b"b" * 8, 1, b"t" * 16, b"c" * 16, b"e" * 16),
+        *(1, 0, b"", (), None, b"p" * 16),
     )
+    reply = codec.encode(answer)
+    done = codec.encode(msgspec.structs.replace(answer, proof=b""))
     assert cause(Kind.REPLY, certificate, reply, signature) == "replayed"
-    assert cause(Kind.DONE, b"", reply, signature) == "replayed"
-    (answer,) = mine.receive(kind, signed, SOURCE, world.moment())
-    assert isinstance(answer, Transmit)
+    assert cause(Kind.DONE, b"", done, signature) == "replayed"
+    assert cause(Kind.REPLY, certificate, done, signature) == "malformed"
+    assert cause(Kind.DONE, b"", reply, signature) == "malformed"
+    (sent,) = mine.receive(kind, signed, SOURCE, world.moment())
+    assert isinstance(sent, Transmit)
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200), st.binary(max_size=80))
