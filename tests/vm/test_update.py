@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from image.artifacts import Artifacts
+from image.board import load as load_board
 from image.build import Wanted
 from image.bundle import build as build_bundle
 from image.keys import signing_keys
@@ -56,12 +57,10 @@ def bundles(
     make_key(path, "stranger", tools)
     stranger = (path / "stranger.crt", path / "stranger.key")
     ours = (keys.certificate, keys.key)
-    compatible = json.loads((content / "good.json").read_text())["board"]
+    compatible = load_board(BOARD).rauc_compatible
     small = path / "small"
     small.mkdir()
-    pack_bundle(
-        small, content / "foreign.raucb", tools, stranger, compatible=f"skerry-{compatible}"
-    )
+    pack_bundle(small, content / "foreign.raucb", tools, stranger, compatible=compatible)
     pack_bundle(small, content / "other.raucb", tools, ours, compatible="skerry-toaster")
     whole = (content / "other.raucb").read_bytes()
     (content / "cut.raucb").write_bytes(whole[:-1000])
@@ -70,7 +69,7 @@ def bundles(
     with stick.open("wb") as file:
         file.truncate(size)
     tools.run(["mkfs.ext4", "-q", "-L", "bundles", "-d", str(content), str(stick)], binds=[path])
-    return Bundles(stick, json.loads(x86_image.manifest.read_text())["release"]["version"])
+    return Bundles(stick, json.loads(x86_image.manifest.read_text())["version"])
 
 
 def broken_overlay(path: Path) -> Path:
