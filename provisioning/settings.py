@@ -21,6 +21,8 @@ from provisioning.errors import ProvisioningError
 
 PEERS_MAX = 32
 TEXT_MAX = 256
+# The smallest share of the pod range that a node can work with: 16 addresses, 13 pods.
+POD_HOST_BITS_MIN = 4
 Value = bool | int | str | tuple[str, ...] | None
 
 
@@ -50,22 +52,21 @@ class Settings:
     )
     expected_nodes: int | None = _setting("nodes that the network will have at first", default=None)
     servers: int = _setting("Kubernetes servers to grow to: 1 or 3", default=1)
-    pod_range: str = _setting("IPv4 range of the pods", default="10.42.0.0/16")
-    pod_node_bits: int = _setting("prefix length of each node's share of the pod range", default=24)
+    pod_cidr: str = _setting("IPv4 range of the pods", default="10.244.0.0/16")
+    node_bits: int = _setting(
+        "bits of a pod's address that number its node: 8 are 256 nodes", default=8
+    )
+    service_cidr: str = _setting("IPv4 range of the services", default="10.96.0.0/16")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        host = _check_range("host_range", self.host_range)
-        pods = _check_range("pod_range", self.pod_range)
-        if host.overlaps(pods):
+        pods = self._check_ranges()
+        most = 32 - POD_HOST_BITS_MIN - pods.prefixlen
+        if not 1 <= self.node_bits <= most:
             raise SettingsError(
-                f"pod_range {self.pod_range} overlaps host_range {self.host_range}",
-                hint="choose two ranges that share no address",
-            )
-        if not pods.prefixlen < self.pod_node_bits <= 28:
-            raise SettingsError(
-                f"pod_node_bits {self.pod_node_bits} does not fit pod_range {self.pod_range}",
-                hint=f"choose {pods.prefixlen + 1} to 28",
+                f"node_bits {self.node_bits} does not fit pod_cidr {self.pod_cidr}",
+                hint=f"choose 1 to {most}: each node's share is a /{pods.prefixlen + 1} to a "
+                f"/{pods.prefixlen + most} then",
             )
         if len(self.peers) > PEERS_MAX:
             raise SettingsError(f"{len(self.peers)} peers are given", hint=f"at most {PEERS_MAX}")
@@ -77,6 +78,20 @@ class Settings:
             raise SettingsError(f"expected_nodes cannot be {self.expected_nodes}")
         if self.servers not in {1, 3}:
             raise SettingsError(f"servers cannot be {self.servers}", hint="choose 1 or 3")
+
+    def _check_ranges(self) -> ipaddress.IPv4Network:
+        """Return the range of the pods; all ranges are right, and share no address."""
+        seen: dict[str, ipaddress.IPv4Network] = {}
+        for name in ("host_range", "pod_cidr", "service_cidr"):
+            one = _check_range(name, getattr(self, name))
+            for other, range_ in seen.items():
+                if one.overlaps(range_):
+                    raise SettingsError(
+                        f"{name} {one} overlaps {other} {range_}",
+                        hint="choose ranges that share no address",
+                    )
+            seen[name] = one
+        return seen["pod_cidr"]
 
     def changed(self) -> dict[str, Value]:
         """Return the settings that differ from their defaults, by name."""

@@ -33,7 +33,6 @@ class OverlayConfig:
     wireguard: str = "auto"
     wireguard_go: Path | None = None
     uplinks: tuple[str, ...] | None = None
-    service_range: str = "10.43.0.0/16"
     slot_seconds: int = SLOT_SECONDS
 
     @property

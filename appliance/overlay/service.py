@@ -94,8 +94,8 @@ class Overlay:
         self._refused: tuple[IPNetwork, ...] = (
             self._host_range,
             self._ula,
-            ipaddress.IPv4Network(settings.pod_range),
-            ipaddress.IPv4Network(config.service_range),
+            ipaddress.IPv4Network(settings.pod_cidr),
+            ipaddress.IPv4Network(settings.service_cidr),
         )
         network = identity.network
         self._seed = Seed(network.otp_seed, network.epoch, config.slot_seconds)
@@ -392,7 +392,7 @@ class Overlay:
                     "range-overlap",
                     f"{clash[0].interface} has address {clash[0].host}, inside a range that this "
                     "network uses for itself: members are not looked for there",
-                    "make the network with another host_range or pod_range",
+                    "make the network with another host_range, pod_cidr or service_cidr",
                 )
             )
         return tuple(problems)

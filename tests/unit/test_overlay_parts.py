@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import itertools
 import socket
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,14 +16,18 @@ from hypothesis import strategies as st
 
 from appliance.overlay import addresses, bpf
 from appliance.overlay.clock import Now
+from appliance.overlay.config import OverlayConfig
 from appliance.overlay.control_socket import attach_filter
-from appliance.overlay.endpoint import Endpoint
+from appliance.overlay.endpoint import Endpoint, is_candidate
 from appliance.overlay.leads import LEADS_MAX, RETRY_SECONDS, Leads
 from appliance.overlay.links import is_uplink
 from appliance.overlay.peers import attempt_from_record, claim_record, peer_from_record
 from appliance.overlay.refusals import QUIET_SECONDS, Refusals
+from appliance.overlay.service import Overlay
 from appliance.overlay.wireguard import Device, PeerState, PeerTable
 from appliance.overlay.wireguard_userspace import read_peers
+from appliance.store import Store
+from provisioning.settings import Settings
 from tests.unit.overlay_world import make_identity, make_network
 
 SMALL = ipaddress.IPv4Network("10.9.0.0/24")
@@ -232,11 +238,11 @@ def test_a_running_peer_is_written_to_only_where_it_differs() -> None:
     assert fake.calls == []
     moved = Endpoint("192.0.2.2", PORT)
     assert table.set(key, moved, allowed)
-    assert table.set(key, moved, (*allowed, "10.42.1.0/24"))
+    assert table.set(key, moved, (*allowed, "10.244.1.0/24"))
     assert table.set(key, moved, allowed[1:])
     assert fake.calls == [
         (key, moved, (), False),
-        (key, None, ("10.42.1.0/24",), False),
+        (key, None, ("10.244.1.0/24",), False),
         (key, None, allowed[1:], True),
     ]
 
@@ -287,6 +293,24 @@ def test_a_refusal_is_said_once_and_then_summed_up() -> None:
     assert "9 more" in line.message
     assert [one.count for one in refusals] == [11]
     assert refusals.note("tampered", "bad", PLACE, Now(QUIET_SECONDS + 1, 0))
+
+
+# What a path may lead to
+
+
+def test_no_path_leads_into_the_ranges_of_overlay_pods_and_services(tmp_path: Path) -> None:
+    network = dataclasses.replace(
+        make_network(), settings=Settings(pod_cidr="10.50.0.0/16", service_cidr="10.60.0.0/16")
+    )
+    store = Store.open(tmp_path / "state.db")
+    overlay = Overlay(make_identity(network=network), store, OverlayConfig())
+    store.close()
+    refused = overlay._core.config.refused
+    inside = str(next(one for one in refused if one.version == 6)[9])
+    for host in ("10.10.1.1", "10.50.1.1", "10.60.0.1", inside):
+        assert not is_candidate(host, own=(), refused=refused)
+    for host in ("10.244.1.1", "10.96.0.1", "192.0.2.1", "2001:db8::1"):
+        assert is_candidate(host, own=(), refused=refused)
 
 
 # Uplinks

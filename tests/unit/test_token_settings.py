@@ -47,9 +47,19 @@ def test_an_unknown_setting_asks_for_an_update() -> None:
         {"host_range": "10.10.0.0/25"},
         {"host_range": "0.0.0.0/0"},
         {"host_range": "fd00::/16"},
-        {"host_range": "10.42.128.0/17"},
-        {"pod_node_bits": 16},
-        {"pod_node_bits": 29},
+        {"host_range": "10.244.128.0/17"},
+        {"host_range": "10.96.0.0/12"},
+        {"service_cidr": "10.244.7.0/24"},
+        {"service_cidr": "10.10.0.0/16"},
+        {"service_cidr": "10.96.0.0/25"},
+        {"pod_cidr": "10.10.8.0/24"},
+        {"pod_cidr": "10.0.0.0/8"},
+        {"pod_cidr": "10.244.1.0/16"},
+        {"node_bits": 0},
+        {"node_bits": -1},
+        {"node_bits": 13},
+        {"node_bits": 8.0},
+        {"pod_cidr": "10.244.0.0/24", "node_bits": 5},
         {"expected_nodes": 0},
         {"update_server": "https://"},
         {"update_server": "https://[x"},
@@ -61,6 +71,29 @@ def test_an_unknown_setting_asks_for_an_update() -> None:
 def test_what_cannot_be_is_refused(given_settings: dict[str, object]) -> None:
     with pytest.raises(SettingsError):
         settings_from(given_settings)
+
+
+def test_the_ranges_of_pods_and_services() -> None:
+    usual = Settings()
+    assert (usual.pod_cidr, usual.node_bits) == ("10.244.0.0/16", 8)
+    assert usual.service_cidr == "10.96.0.0/16"
+    for pod_cidr, node_bits in (("10.0.0.0/9", 1), ("10.244.0.0/24", 4), ("10.244.0.0/16", 12)):
+        settings = Settings(
+            pod_cidr=pod_cidr,
+            node_bits=node_bits,
+            host_range="192.168.0.0/16",
+            service_cidr="172.16.0.0/16",
+        )
+        assert settings_from(settings.changed()) == settings
+
+
+def test_ranges_that_overlap_are_both_named() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(service_cidr="10.244.7.0/24")
+    assert str(caught.value) == "service_cidr 10.244.7.0/24 overlaps pod_cidr 10.244.0.0/16"
+    with pytest.raises(SettingsError) as caught:
+        Settings(node_bits=13)
+    assert caught.value.hint == "choose 1 to 12: each node's share is a /17 to a /28 then"
 
 
 @pytest.mark.parametrize("peer", ["a.example:1", "192.0.2.1:65535", "[2001:db8::1]:51820"])
