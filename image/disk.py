@@ -70,6 +70,7 @@ def grub_program(tools: ToolsRoot, architecture: Architecture, modules: Path, ou
             "--prefix=/grub",
             f"--output={output}",
             *grub.MODULES,
+            *grub.PLATFORM_MODULES[architecture],
         ]
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from image.board import Board
+from image.board import Architecture, Board
 
 TRIES = 3
 ENVIRONMENT_SIZE = 1024
@@ -30,6 +30,11 @@ MODULES = (
     "test",
     "true",
 )
+
+PLATFORM_MODULES: dict[Architecture, tuple[str, ...]] = {
+    Architecture.AMD64: (),
+    Architecture.ARM64: ("fdt",),
+}
 
 _CONFIGURATION = """\
 # Chooses a slot, counts the try, starts its kernel. Made by image/grub.py; docs/image.md explains.
@@ -68,6 +73,9 @@ source "($boot)/slot.cfg"
 echo "Skerry $skerry_version, slot $chosen, try $try of @TRIES@"
 linux "($boot)/vmlinuz" skerry.boot=$partition rauc.slot=$chosen $skerry_cmdline
 initrd "($boot)/initrd"
+if [ -f "($boot)/board.dtb" ]; then
+    devicetree "($boot)/board.dtb"
+fi
 boot
 echo "skerry: slot $chosen did not start; restarting"
 sleep 5

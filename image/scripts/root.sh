@@ -32,7 +32,7 @@ for modules in usr/lib/modules/*/; do
     (
         cd "$modules/kernel"
         rm -rf sound drivers/media drivers/infiniband drivers/isdn drivers/net/wireless \
-            drivers/bluetooth net/bluetooth drivers/gpu/drm/amd drivers/gpu/drm/nouveau \
+            drivers/bluetooth net/bluetooth net/wireless net/mac80211 drivers/gpu/drm/amd drivers/gpu/drm/nouveau \
             drivers/gpu/drm/radeon drivers/gpu/drm/xe drivers/firewire drivers/gpu/drm/vmwgfx \
             drivers/input/joystick drivers/staging drivers/comedi fs/ocfs2 fs/gfs2 fs/ceph fs/orangefs \
             fs/jfs fs/hfs fs/hfsplus fs/reiserfs fs/afs fs/coda fs/dlm
