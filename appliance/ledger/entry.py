@@ -25,6 +25,8 @@ KEY_MAX = 128
 SEQUENCE_MAX = 2**48
 # Version, body and signature around the largest value, and what the other fields can take.
 ENTRY_MAX = VALUE_MAX + 384
+# Buckets that say whose entries count at all: reconciled before the others.
+FOUNDATIONS = frozenset({"member", "revoked", "floor"})
 _SIGNED_LABEL = b"skerry ledger entry v1\0"
 _ID_LABEL = b"skerry ledger id v1\0"
 _KEY = re.compile(r"[A-Za-z0-9._:/@-]{1,128}", re.ASCII)
@@ -60,8 +62,9 @@ class Entry:
 
     ``sequence`` counts the owner's writes and orders them, whatever the owner's clock did between
     two of them; ``stamp`` orders entries of different owners. ``record`` is the wire form.
-    ``entry_id`` is what replicas compare: 16 bytes that do not depend on the signature, since an
-    owner can sign one body in many ways (Ed25519 nonces are its own choice), and all are one.
+    ``entry_id`` is what replicas compare: 16 bytes, the first nibble 0 for FOUNDATIONS only, that
+    do not depend on the signature, since an owner can sign one body in many ways (Ed25519 nonces
+    are its own choice), and all are one.
     """
 
     owner: bytes
@@ -172,9 +175,18 @@ def _read_v1(data: bytes, record: EntryRecord) -> Entry:
         body.value,
         body.expires,
         body.deleted,
-        hashlib.sha256(_ID_LABEL + bytes([record.version]) + record.body).digest()[:ID_SIZE],
+        _entry_id(record, body.bucket),
         data,
     )
+
+
+def _entry_id(record: EntryRecord, bucket: str) -> bytes:
+    digest = hashlib.sha256(_ID_LABEL + bytes([record.version]) + record.body).digest()
+    # The first nibble is 0 for what others are judged by, so that it forms a range of its own.
+    first = digest[0] & 15
+    if bucket not in FOUNDATIONS:
+        first |= (digest[0] >> 4) % 15 + 1 << 4
+    return bytes([first]) + digest[1:ID_SIZE]
 
 
 _READERS: dict[int, Callable[[bytes, EntryRecord], Entry]] = {1: _read_v1}

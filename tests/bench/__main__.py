@@ -8,10 +8,13 @@ import time
 
 from skerry.console import format_elapsed, note
 from skerry.errors import SkerryError
-from tests.bench import boot, footprint
+from tests.bench import boot, footprint, gossip
 from tests.bench.harness import ROOT, Benchmark, draw, machine, write
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (boot.BENCHMARK, footprint.BENCHMARK)}
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (boot.BENCHMARK, footprint.BENCHMARK, gossip.BENCHMARK)
+}
 
 
 def select(words: list[str]) -> list[Benchmark]:

@@ -1,0 +1,299 @@
+"""Who has what, when several claim it: overlay addresses, and places under a grant's count.
+
+A claim's own stamp proves nothing: a clock that is behind, or lies, would win every contest. So
+claims rank by what *others* say: up to WITNESSES members write down that they have seen a claim
+uncontested, and the earliest of these stamps is the claim's age. A witness without a clock
+(GUESSED) counts after those with one; a claim without witnesses counts last; ties go to the lower
+node id. The rank is a function of the ledger's entries alone, hence the same on every node that
+has them. One member alone, whatever its clock, can take an address in use from nobody; two that
+conspire can, and are to be revoked.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from appliance.ledger.rules import ADDRESS, ASSIGNED, WITNESS
+from appliance.ledger.state import Replica
+from appliance.ledger.timekeeper import Quality
+from appliance.overlay.addresses import AddressesExhaustedError, claimed_address, usable
+from appliance.overlay.wire import ATTEMPT_MAX
+from provisioning import codec
+from provisioning.errors import FormatError
+from provisioning.keys import ID_SIZE, id_text
+from provisioning.membership import Member
+
+WITNESSES = 3
+ADDRESS_KIND = "address"
+GRANT_KIND = "grant"
+_VALUE_MAX = 64
+_WITNESS_LABEL = b"skerry witness v1"
+
+Rank = tuple[int, int, int, bytes]
+
+
+class ClaimValue(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A node's claim of an address; ``attempt`` is None for one that the operator fixed."""
+
+    attempt: int | None
+    address: bytes
+
+
+class WitnessValue(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a witness has seen claimed, and how good its clock was."""
+
+    what: bytes
+    quality: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A node wants ``what``: a packed IPv4 address, or a grant's id."""
+
+    node: bytes
+    what: bytes
+    attempt: int | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Testimony:
+    """When a claim was seen by another; the lower, the better."""
+
+    guessed: bool
+    stamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the ledger says about claims of one kind.
+
+    ``testimonies`` is by claimant and claimed thing, the best of its witnesses; ``fixed`` are the
+    operator's words (addresses only).
+    """
+
+    claims: Mapping[bytes, Claim]
+    testimonies: Mapping[tuple[bytes, bytes], Testimony] = field(default_factory=dict)
+    fixed: Mapping[bytes, bytes] = field(default_factory=dict)
+
+    def rank(self, claim: Claim) -> Rank:
+        """Return a claim's rank; the lowest one holds."""
+        fixed = 0 if self.fixed.get(claim.node) == claim.what else 1
+        seen = self.testimonies.get((claim.node, claim.what))
+        if seen is None:
+            return fixed, 2, 0, claim.node
+        return fixed, int(seen.guessed), seen.stamp, claim.node
+
+    def holders(self) -> dict[bytes, bytes]:
+        """Return the node that holds each claimed thing."""
+        best: dict[bytes, Claim] = {}
+        for claim in self.claims.values():
+            rival = best.get(claim.what)
+            if rival is None or self.rank(claim) < self.rank(rival):
+                best[claim.what] = claim
+        return {what: claim.node for what, claim in best.items()}
+
+    def contested(self) -> dict[bytes, tuple[bytes, ...]]:
+        """Return what more than one node claims, and who, the holder first."""
+        found: dict[bytes, list[Claim]] = {}
+        for claim in self.claims.values():
+            found.setdefault(claim.what, []).append(claim)
+        return {
+            what: tuple(one.node for one in sorted(rivals, key=self.rank))
+            for what, rivals in found.items()
+            if len(rivals) > 1
+        }
+
+
+# Addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a node should claim now, None for what it claims already; and why it moves."""
+
+    claim: Claim | None
+    lost_to: bytes | None = None
+
+
+def decide(own: bytes, view: View, host_range: ipaddress.IPv4Network) -> Decision:
+    """Return what to do about this node's address: keep it for life unless it is outranked.
+
+    :raises AddressesExhaustedError: every address is taken.
+    """
+    mine = view.claims.get(own)
+    fixed = view.fixed.get(own)
+    if fixed is not None:
+        keep = mine is not None and mine.what == fixed
+        return Decision(None if keep else Claim(own, fixed))
+    if mine is not None:
+        if _acceptable(mine, view, host_range):
+            holder = view.holders()[mine.what]
+            if holder == own:
+                return Decision(None)
+            return Decision(_next_free(own, (mine.attempt or 0) + 1, view, host_range), holder)
+        fixed_for = next((node for node, one in view.fixed.items() if one == mine.what), None)
+        attempt = 0 if mine.attempt is None else mine.attempt + 1
+        return Decision(_next_free(own, attempt, view, host_range), fixed_for)
+    return Decision(_next_free(own, 0, view, host_range))
+
+
+def is_derived(claim: Claim, host_range: ipaddress.IPv4Network) -> bool:
+    """Say whether a claim's address is the one its node may try at that attempt.
+
+    So nobody can go for a certain address: a node gets what its id leads to.
+    """
+    if claim.attempt is None:
+        return False
+    return claimed_address(claim.node, claim.attempt, host_range).packed == claim.what
+
+
+def _acceptable(claim: Claim, view: View, host_range: ipaddress.IPv4Network) -> bool:
+    others = (one for node, one in view.fixed.items() if node != claim.node)
+    return is_derived(claim, host_range) and claim.what not in others
+
+
+def _next_free(own: bytes, attempt: int, view: View, host_range: ipaddress.IPv4Network) -> Claim:
+    taken = {one.what for node, one in view.claims.items() if node != own}
+    taken.update(one for node, one in view.fixed.items() if node != own)
+    places = usable(host_range)
+    if len(taken) < places:
+        for one in range(attempt, min(attempt + places, ATTEMPT_MAX)):
+            address = claimed_address(own, one, host_range).packed
+            if address not in taken:
+                return Claim(own, address, one)
+    raise AddressesExhaustedError(
+        f"all {places} addresses of {host_range} are claimed",
+        hint="remove nodes that are gone (`skerry node remove`), or make a network with a larger "
+        "host_range; this node is reachable by its IPv6 overlay address meanwhile",
+    )
+
+
+# Witnesses
+
+
+def is_witness(own: bytes, claimant: bytes, alive: Iterable[bytes]) -> bool:
+    """Say whether this node is one of those that write down what ``claimant`` claims.
+
+    By rendezvous hashing among the members thought alive: few do, and not always the same.
+    """
+    if own == claimant:
+        return False
+
+    def score(node: bytes) -> bytes:
+        return hashlib.sha256(_WITNESS_LABEL + claimant + node).digest()
+
+    mine = score(own)
+    better = sum(score(one) < mine for one in alive if one not in {own, claimant})
+    return better < WITNESSES
+
+
+def testifies(claim: Claim, view: View, said: bytes | None) -> bool:
+    """Say whether a witness that ``said`` (None: nothing yet) should write this claim down now.
+
+    Never while it is contested: then the rank that is there decides.
+    """
+    if said == claim.what:
+        return False
+    return all(
+        other.node == claim.node or other.what != claim.what for other in view.claims.values()
+    )
+
+
+# Grants
+
+
+def admitted(view: View, grant_id: bytes, count: int | None) -> frozenset[bytes]:
+    """Return the nodes that are in under a grant that is good for ``count`` (None: any number)."""
+    claims = sorted((one for one in view.claims.values() if one.what == grant_id), key=view.rank)
+    return frozenset(one.node for one in (claims if count is None else claims[:count]))
+
+
+def grant_view(replica: Replica, members: Iterable[Member], now_ms: int) -> View:
+    """Return the view of the grants that members came in under."""
+    claims = {one.node_id: Claim(one.node_id, one.grant_id) for one in members}
+    return View(claims, _testimonies(replica, GRANT_KIND, now_ms))
+
+
+# In the ledger
+
+
+def address_view(replica: Replica, host_range: ipaddress.IPv4Network, now_ms: int) -> View:
+    """Return the claims of addresses in the ledger; what is malformed counts for nothing."""
+    fixed: dict[bytes, bytes] = {}
+    for entry in replica.entries(ASSIGNED, now_ms):
+        node, _, kind = entry.key.partition("/")
+        if kind == ADDRESS_KIND and in_range(entry.value, host_range):
+            owner = _id_of(node)
+            if owner is not None:
+                fixed[owner] = entry.value
+    claims: dict[bytes, Claim] = {}
+    for entry in replica.entries(ADDRESS, now_ms):
+        try:
+            value = codec.decode(entry.value, ClaimValue, limit=_VALUE_MAX)
+        except FormatError:
+            continue
+        claim = Claim(entry.owner, value.address, value.attempt)
+        fits = value.attempt is None or 0 <= value.attempt <= ATTEMPT_MAX
+        if fits and (fixed.get(claim.node) == claim.what or is_derived(claim, host_range)):
+            claims[entry.owner] = claim
+    return View(claims, _testimonies(replica, ADDRESS_KIND, now_ms), fixed)
+
+
+def claim_value(claim: Claim) -> bytes:
+    """Return what a node writes into the address bucket under its own id."""
+    return codec.encode(ClaimValue(claim.attempt, claim.what))
+
+
+def witness_value(what: bytes, quality: Quality) -> bytes:
+    """Return what a witness writes under `witness_key`."""
+    return codec.encode(WitnessValue(what, int(quality)))
+
+
+def witness_key(witness: bytes, kind: str, claimant: bytes) -> str:
+    """Return the key in the witness bucket."""
+    return f"{id_text(witness)}/{kind}/{id_text(claimant)}"
+
+
+def in_range(address: bytes, host_range: ipaddress.IPv4Network) -> bool:
+    """Say whether packed bytes are an address of the range that may be given away."""
+    if len(address) != 4:
+        return False
+    place = int.from_bytes(address) - int(host_range.network_address)
+    return 0 < place < host_range.num_addresses - 1
+
+
+def _testimonies(replica: Replica, kind: str, now_ms: int) -> dict[tuple[bytes, bytes], Testimony]:
+    best: dict[tuple[bytes, bytes], Testimony] = {}
+    for entry in replica.entries(WITNESS, now_ms):
+        parts = entry.key.split("/")
+        claimant = _id_of(parts[2]) if len(parts) == 3 and parts[1] == kind else None
+        if claimant is None or claimant == entry.owner:
+            continue
+        try:
+            value = codec.decode(entry.value, WitnessValue, limit=_VALUE_MAX)
+        except FormatError:
+            continue
+        seen = Testimony(value.quality <= Quality.GUESSED, entry.stamp)
+        about = claimant, value.what
+        if about not in best or seen < best[about]:
+            best[about] = seen
+    return best
+
+
+def _id_of(text: str) -> bytes | None:
+    """Return the id that `id_text` wrote so, or None."""
+    try:
+        found = _unbase32(text)
+    except ValueError:
+        return None
+    return found if len(found) == ID_SIZE and id_text(found) == text else None
+
+
+def _unbase32(text: str) -> bytes:
+    return base64.b32decode(text.upper() + "=" * (-len(text) % 8))
