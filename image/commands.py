@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,17 +56,32 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="seal the root again, cached or not")
 
 
+@contextmanager
+def _disk_trouble() -> Iterator[None]:
+    """Say in words that a disk is full or a place cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        from image.errors import BuildError
+
+        raise BuildError(
+            str(error), hint="is there room, and may you write? A build needs about 4 GiB."
+        ) from error
+
+
 def _build(arguments: argparse.Namespace) -> None:
     from image import build
 
-    build.image(_wanted(arguments, output=arguments.output))
+    with _disk_trouble():
+        build.image(_wanted(arguments, output=arguments.output))
 
 
 def _bundle(arguments: argparse.Namespace) -> None:
     from image import bundle
 
     wanted = _wanted(arguments, output=None)
-    bundle.build(wanted, output=arguments.output)
+    with _disk_trouble():
+        bundle.build(wanted, output=arguments.output)
 
 
 def _wanted(arguments: argparse.Namespace, *, output: Path | None) -> Wanted:

@@ -125,8 +125,15 @@ def outermost(places: Iterable[Path]) -> list[Path]:
 @contextmanager
 def locked(path: Path, *, waiting_for: str) -> Iterator[None]:
     """Hold an exclusive lock on a file; say so when another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("w")
+    except OSError as error:
+        raise BuildError(
+            f"the cache {path.parent} cannot be used: {error.strerror}",
+            hint="SKERRY_CACHE names another directory",
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

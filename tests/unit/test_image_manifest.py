@@ -15,6 +15,7 @@ from image.build import source_epoch
 from image.errors import BuildError
 from image.lock import Drift, Package, Use
 from image.payload import Release
+from skerry.__main__ import build_parser
 
 PACKAGES = (
     Package("libc6", "2.41-12", "a" * 64),
@@ -201,6 +202,28 @@ def test_a_command_in_the_tools_root_sees_checkout_cache_and_tmp(
     assert after[1] == "/", "an invisible working directory becomes the root"
     assert "/tmp" in after
     assert str(REPOSITORY) in after
+
+
+def test_a_cache_that_is_no_directory_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with (
+        pytest.raises(BuildError, match="cannot be used") as caught,
+        tools.locked(tmp_path / "cache" / "x.lock", waiting_for="x"),
+    ):
+        pass
+    assert "SKERRY_CACHE" in (caught.value.hint or "")
+
+
+def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_wanted: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build, "image", full)
+    monkeypatch.setattr(keys, "signing_keys", lambda **_: None)
+    arguments = build_parser().parse_args(["image", "build", "x86_64"])
+    with pytest.raises(BuildError, match="No space left") as caught:
+        arguments.handler(arguments)
+    assert "room" in (caught.value.hint or "")
 
 
 def test_only_the_outermost_of_nested_places_is_bound() -> None:
