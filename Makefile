@@ -16,7 +16,7 @@ BOARD ?= x86_64
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(VENV)/ready ## install what this host lacks, and the Python environment
+setup: $(VENV)/ready build/bin/skerry ## install what this host lacks, and the Python environment
 
 $(VENV)/ready: requirements.lock requirements-uv.lock
 	@./setup-host.sh
@@ -27,6 +27,12 @@ $(VENV)/ready: requirements.lock requirements-uv.lock
 	@"$(VENV)/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@VIRTUAL_ENV="$(VENV)" "$(VENV)/bin/uv" pip install --quiet --require-hashes --no-config -r requirements.lock
 	@touch "$@"
+
+# The command for a person's own shell: PATH=$$PWD/build/bin:$$PATH
+build/bin/skerry: $(VENV)/ready Makefile
+	@mkdir -p build/bin
+	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -m skerry "$$@"\n' "$(CURDIR)" "$(PYTHON)" > $@.new
+	@chmod +x $@.new && mv $@.new $@
 
 run: setup ## build the image, boot two nodes, show them talk through the tunnel
 	@$(PYTHON) -m skerry lab up
