@@ -62,7 +62,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Testimony:
+class Sighting:
     """When a claim was seen by another; the lower, the better."""
 
     guessed: bool
@@ -73,18 +73,18 @@ class Testimony:
 class View:
     """What the ledger says about claims of one kind.
 
-    ``testimonies`` is by claimant and claimed thing, the best of its witnesses; ``fixed`` are the
+    ``sightings`` is by claimant and claimed thing, the best of its witnesses; ``fixed`` are the
     operator's words (addresses only).
     """
 
     claims: Mapping[bytes, Claim]
-    testimonies: Mapping[tuple[bytes, bytes], Testimony] = field(default_factory=dict)
+    sightings: Mapping[tuple[bytes, bytes], Sighting] = field(default_factory=dict)
     fixed: Mapping[bytes, bytes] = field(default_factory=dict)
 
     def rank(self, claim: Claim) -> Rank:
         """Return a claim's rank; the lowest one holds."""
         fixed = 0 if self.fixed.get(claim.node) == claim.what else 1
-        seen = self.testimonies.get((claim.node, claim.what))
+        seen = self.sightings.get((claim.node, claim.what))
         if seen is None:
             return fixed, 2, 0, claim.node
         return fixed, int(seen.guessed), seen.stamp, claim.node
@@ -193,7 +193,7 @@ def is_witness(own: bytes, claimant: bytes, alive: Iterable[bytes]) -> bool:
     return better < WITNESSES
 
 
-def testifies(claim: Claim, view: View, said: bytes | None) -> bool:
+def bears_witness(claim: Claim, view: View, said: bytes | None) -> bool:
     """Say whether a witness that ``said`` (None: nothing yet) should write this claim down now.
 
     Never while it is contested: then the rank that is there decides.
@@ -217,7 +217,7 @@ def admitted(view: View, grant_id: bytes, count: int | None) -> frozenset[bytes]
 def grant_view(replica: Replica, members: Iterable[Member], now_ms: int) -> View:
     """Return the view of the grants that members came in under."""
     claims = {one.node_id: Claim(one.node_id, one.grant_id) for one in members}
-    return View(claims, _testimonies(replica, GRANT_KIND, now_ms))
+    return View(claims, _sightings(replica, GRANT_KIND, now_ms))
 
 
 # In the ledger
@@ -242,7 +242,7 @@ def address_view(replica: Replica, host_range: ipaddress.IPv4Network, now_ms: in
         fits = value.attempt is None or 0 <= value.attempt <= ATTEMPT_MAX
         if fits and (fixed.get(claim.node) == claim.what or is_derived(claim, host_range)):
             claims[entry.owner] = claim
-    return View(claims, _testimonies(replica, ADDRESS_KIND, now_ms), fixed)
+    return View(claims, _sightings(replica, ADDRESS_KIND, now_ms), fixed)
 
 
 def claim_value(claim: Claim) -> bytes:
@@ -268,8 +268,8 @@ def in_range(address: bytes, host_range: ipaddress.IPv4Network) -> bool:
     return 0 < place < host_range.num_addresses - 1
 
 
-def _testimonies(replica: Replica, kind: str, now_ms: int) -> dict[tuple[bytes, bytes], Testimony]:
-    best: dict[tuple[bytes, bytes], Testimony] = {}
+def _sightings(replica: Replica, kind: str, now_ms: int) -> dict[tuple[bytes, bytes], Sighting]:
+    best: dict[tuple[bytes, bytes], Sighting] = {}
     for entry in replica.entries(WITNESS, now_ms):
         parts = entry.key.split("/")
         claimant = _id_of(parts[2]) if len(parts) == 3 and parts[1] == kind else None
@@ -279,7 +279,7 @@ def _testimonies(replica: Replica, kind: str, now_ms: int) -> dict[tuple[bytes, 
             value = codec.decode(entry.value, WitnessValue, limit=_VALUE_MAX)
         except FormatError:
             continue
-        seen = Testimony(value.quality <= Quality.GUESSED, entry.stamp)
+        seen = Sighting(value.quality <= Quality.GUESSED, entry.stamp)
         about = claimant, value.what
         if about not in best or seen < best[about]:
             best[about] = seen
