@@ -20,10 +20,11 @@ GRANT_PREFIX = "grant/"
 
 
 class Directory:
-    """Who is a member. Fed by `state.Replica`."""
+    """Who is a member. Fed by `state.Replica`; ``generation`` moves with every change."""
 
     def __init__(self, network: NetworkInfo) -> None:
         self.network = network
+        self.generation = 0
         self._members: dict[bytes, Member] = {}
         self._revoked: set[str] = set()
 
@@ -66,6 +67,8 @@ class Directory:
 
     def add(self, member: Member) -> None:
         """Let a proven member in."""
+        if member.node_id not in self._members:
+            self.generation += 1
         self._members[member.node_id] = member
 
     def revoke(self, key: str) -> list[bytes]:
@@ -74,6 +77,7 @@ class Directory:
         out = [one.node_id for one in self._members.values() if self.is_revoked(one)]
         for node_id in out:
             del self._members[node_id]
+        self.generation += len(out)
         return out
 
 

@@ -9,7 +9,7 @@ the one who makes it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
@@ -50,6 +50,7 @@ FILLING_ENTRIES = 8
 WORK = 48
 RETOLD_PER_SECOND = 4.0
 RETOLD_BURST = 32.0
+LEFT_MAX = 1024
 ORPHANS_MAX = 512
 ORPHANS_PER_PEER = 64
 
@@ -126,6 +127,7 @@ class Gossip:
         self._random = random
         self._news = News(random)
         self._accounts: dict[bytes, PeerAccount] = {}
+        self._left: OrderedDict[bytes, PeerAccount] = OrderedDict()
         self._peers: list[bytes] = []
         self._turn: deque[bytes] = deque()
         self._resume: dict[bytes, float] = {}
@@ -146,13 +148,18 @@ class Gossip:
         """Say to whom datagrams can be sent now. A new peer is reconciled with soon."""
         wanted = sorted(set(peers) - {self.writer.owner})
         new = set(wanted) - self._accounts.keys()
-        for gone in self._accounts.keys() - set(wanted):
-            del self._accounts[gone]
+        for gone in sorted(self._accounts.keys() - set(wanted)):
+            # Kept for a while: who is muted does not come back clean by reconnecting.
+            self._left[gone] = self._accounts.pop(gone)
+            if len(self._left) > LEFT_MAX:
+                self._left.popitem(last=False)
             self._resume.pop(gone, None)
             self.timekeeper.forget(gone)
         for one in wanted:
             if one in new:
-                self._accounts[one] = PeerAccount(mono)
+                self._accounts[one] = (
+                    self._left.pop(one) if one in self._left else PeerAccount(mono)
+                )
         self._peers = wanted
         if new and not self._resume:
             # One at a time: two would send the same.
@@ -214,8 +221,8 @@ class Gossip:
             if partner is not None and not self._filled_by_another(partner, mono):
                 self._open(partner, mono, out)
         if self.detector is not None:
-            if self._watched != len(self.replica.directory):
-                self._watched = len(self.replica.directory)
+            if self._watched != self.replica.directory.generation:
+                self._watched = self.replica.directory.generation
                 self.detector.set_members(one.node_id for one in self.replica.directory)
             if mono >= self.detector.next_timer():
                 self._probes(self.detector.tick(mono, self._reading(mono)), out)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from appliance.ledger.entry import ENTRY_MAX, Entry, read_entry
 from appliance.ledger.errors import EntryError, LedgerError
+from appliance.ledger.hlc import ms_of
 from appliance.ledger.state import Change
 from appliance.problem import Problem
 
@@ -52,6 +53,11 @@ class Loaded:
     high_water: int
     sequence: int
     skipped: int = 0
+
+    @property
+    def guess_ms(self) -> int:
+        """The latest time that the file knows of: where a node without a clock begins."""
+        return ms_of(max([self.high_water, *(one.stamp for one in self.entries)]))
 
 
 class _DamagedError(Exception):

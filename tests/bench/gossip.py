@@ -16,6 +16,7 @@ from random import Random
 
 from appliance.ledger.directory import Directory
 from appliance.ledger.gossip import GossipConfig
+from appliance.ledger.messages import Entries, encode_message
 from appliance.ledger.state import Replica
 from provisioning.membership import Member
 from skerry.errors import SkerryError
@@ -43,6 +44,7 @@ def run() -> list[Figure]:
             if "bytes" in figure.name:
                 per_node[size] = figure.value
         figures += _catch_up(size)
+    figures += _flood()
     least, most = SIZES[0], SIZES[-1]
     growth = per_node[most] / per_node[least]
     figures.append(
@@ -199,6 +201,49 @@ def _difference(net: Net, cold: Station, owners: list[Node], size: int) -> list[
         raise GossipFailedError("a node that was away did not catch up")
     moved = cold.bytes_received + cold.bytes_sent - before
     return [Figure(f"back after 10 of {size} entries: sent and received", moved / 1e3, "kB")]
+
+
+FLOOD = 50_000
+
+
+def _flood() -> list[Figure]:
+    """Let a member send forged entries at 50,000 a second while an honest one writes now and then.
+
+    Two forgeries mute it: the rest is dropped unread. Then the same by a member that sends what is
+    right but old, again and again: nothing to mute, so the rate and the queue hold it.
+    """
+    owners = [node(number) for number in range(1, 4)]
+    figures = []
+    for what in ("forged", "repeated"):
+        net = Net(seed=1)
+        one, flooder, honest = (net.add(of, replica(owners), config=CONFIG) for of in owners)
+        net.connect()
+        good = entry(owners[1], "shared", "k", sequence=2)
+        record = good.record if what == "repeated" else good.record[:-64] + bytes(64)
+        data = encode_message(Entries(reply=False, records=(record,)))
+        longest = worked = 0.0
+        for number in range(FLOOD):
+            now = number / FLOOD
+            if number % 500 == 0:
+                name = f"h{number}"
+                made = entry(owners[2], "shared", name, sequence=2 + number)
+                fine = encode_message(Entries(reply=False, records=(made.record,)))
+                one.gossip.datagram(honest.node.node_id, fine, now)
+            begun = time.perf_counter()
+            one.gossip.datagram(flooder.node.node_id, data, now)
+            if number % 10 == 0:
+                one.gossip.work(now)
+            took = time.perf_counter() - begun
+            worked += took
+            longest = max(longest, took)
+        taken = sum(item.owner == owners[2].node_id for item in one.replica) - 1
+        if taken != FLOOD // 500:
+            raise GossipFailedError(f"under a flood only {taken} honest entries got through")
+        figures += [
+            Figure(f"flood of 50k/s, {what}: CPU", worked * 100, "%"),
+            Figure(f"flood of 50k/s, {what}: longest hold-up", longest * 1000, "ms", goal=50),
+        ]
+    return figures
 
 
 def _alike(net: Net, entries: int) -> Callable[[], bool]:

@@ -393,6 +393,9 @@ def test_a_forger_is_muted_for_longer_each_time_and_the_others_are_heard() -> No
     net.run(2.0)
     assert one.replica.get("shared", "k", NOW) is not None
     account = one.gossip._accounts[liar.node.node_id]
+    one.gossip.set_peers([honest.node.node_id], net.now)
+    one.gossip.set_peers(net.stations, net.now)
+    assert one.gossip._accounts[liar.node.node_id] is account
     first = account.muted_until - 0.0
     for _ in range(2):
         account.offence(limits.Offence.FORGED, account.muted_until)
@@ -448,6 +451,20 @@ def test_a_member_that_rewrites_one_key_for_ever_leaves_one_entry() -> None:
     assert net.alike()
     assert len(stations(net)[1].replica) == 5
     assert all(len(one.gossip._news) == 0 for one in stations(net))
+
+
+def test_one_member_more_and_one_less_are_noticed_together() -> None:
+    net = net_of(3, swim=True)
+    one = stations(net)[0]
+    net.run(1.0)
+    detector = one.gossip.detector
+    assert detector is not None
+    for record in (revocation(NODES[2]).record, member_entry(NODES[5]).record):
+        data = encode_message(Entries(reply=False, records=(record,)))
+        net.inject(NODES[1].node_id, one.node.node_id, data)
+    net.run(10.0)
+    assert detector.status(NODES[2].node_id) is None
+    assert detector.status(NODES[5].node_id) is not None
 
 
 def test_replayed_entries_change_nothing() -> None:

@@ -49,8 +49,9 @@ def test_what_was_committed_is_there(path: Path) -> None:
     loaded, codes = reopened(path)
     assert (len(loaded.entries), loaded.high_water, loaded.sequence) == (4, 77, 4)
     assert codes == ()
+    assert loaded.guess_ms == NOW
     here = replica()
-    assert here.restore(loaded.entries, NOW) == 0
+    assert here.restore(loaded.entries, loaded.guess_ms) == 0
     assert len(here) == 4
     assert path.stat().st_mode & 0o777 == 0o600
 
