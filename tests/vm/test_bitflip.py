@@ -12,7 +12,7 @@ from qemu.prepare import prepare
 from qemu.spec import Accelerator, DiskMode, MachineSpec
 from tests.vm.conftest import BOOT_SECONDS, TEST_LOGS, keep_logs
 
-CORRUPT = r"verity: .*(block \d+ is corrupted|metadata block|hash)"
+CORRUPT = r"verity: \d+:\d+: data block 0 is corrupted"
 
 
 def flip_bit(file: Path, position: int) -> None:
