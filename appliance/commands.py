@@ -112,14 +112,16 @@ def _provision(arguments: argparse.Namespace) -> int:
 
 def _read_token(text: str) -> bytes:
     """Return the token that the argument is or names; it is judged by the supervisor."""
+    from provisioning.files import FileError, read_small
+
     if text == "-":
         return sys.stdin.buffer.read(_TOKEN_LIMIT)
     if text[:6].upper() == "SKERRY" and not Path(text[:200]).exists():
-        return text.encode()
+        return text.encode(errors="replace")[:_TOKEN_LIMIT]
     try:
-        with Path(text).open("rb") as file:
-            return file.read(_TOKEN_LIMIT)
-    except (OSError, ValueError) as error:
+        # Resolved: a person may mean a link. Not a pipe, which might never say anything.
+        return read_small(Path(text or "-").resolve(), _TOKEN_LIMIT)
+    except (OSError, ValueError, FileError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
             f"{text[:60]!r} is neither a token nor a file that can be read: {reason}",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import stat
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -76,6 +77,7 @@ def open_and_load(path: Path) -> tuple[sqlite3.Connection, dict[str, bytes]]:
     """
     connection = None
     try:
+        _check_kind(path)
         connection = _open(path)
         return connection, _check_and_load(connection)
     except sqlite3.Error as error:
@@ -125,6 +127,18 @@ def write(connection: sqlite3.Connection, changes: Mapping[str, bytes | None]) -
                     " value = excluded.value, digest = excluded.digest",
                     (key, value, _digest(key, value)),
                 )
+
+
+def _check_kind(path: Path) -> None:
+    """Raise DamagedError for what SQLite would not call damaged: no files, or a single byte."""
+    for suffix in ("", "-wal", "-journal"):
+        place = Path(f"{path}{suffix}")
+        with suppress(OSError):
+            if not stat.S_ISREG(place.lstat().st_mode):
+                raise DamagedError(f"{place.name} is not a regular file")
+    with suppress(OSError):
+        if path.lstat().st_size == 1:  # taken for an empty database
+            raise DamagedError("it has a single byte")
 
 
 def _open(path: Path) -> sqlite3.Connection:

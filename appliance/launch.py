@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import logging
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import uvloop
 
@@ -37,6 +39,31 @@ def prepare_directories(config: SupervisorConfig) -> None:
         ) from error
 
 
+def hold(directory: Path) -> int | None:
+    """Take a directory for this process alone, until it ends; None if it can't be opened.
+
+    The database is locked too, but there may be none: its disk is full, or read-only. Raises
+    SkerryError if another process has the directory.
+    """
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None  # whoever needs it says what is wrong with it
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise SkerryError(
+            f"{directory} is in use by another process",
+            hint="Is a second supervisor running? Stop it, or give this one its own --state-dir "
+            "and --run-dir.",
+        ) from error
+    except OSError:
+        os.close(handle)
+        return None  # a file system without locks
+    return handle
+
+
 def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None) -> int:
     """Run a supervisor until it is told to stop."""
     os.umask(0o077)
@@ -48,6 +75,7 @@ def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None)
         journal=None if by_hand else journal.JOURNAL_SOCKET,
     )
     prepare_directories(config)
+    held = [hold(one) for one in (config.state_dir, config.run_dir)]
     notifier = Notifier()
 
     async def main() -> None:
@@ -75,6 +103,9 @@ def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
     notifier.close()
+    for handle in held:
+        if handle is not None:
+            os.close(handle)
     return 0
 
 

@@ -57,7 +57,7 @@ class TokenWatch:
         except OSError:
             return
         for name in sorted(names - self._ignored):
-            log.info("the token %s is not needed: this node is %s", name, whose)
+            log.info("the token %s is not needed: this node is %s", inbox.shown(name), whose)
         self._ignored = names
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from provisioning.errors import ProvisioningError
 
+_WAY_OUT = "give a file that holds only what is asked for"
+
 
 class FileError(ProvisioningError):
     """A file that cannot be used as it is."""
@@ -26,16 +28,19 @@ def read_small(path: Path, limit: int) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if path.is_symlink():
-            raise FileError(f"{path} is a symbolic link, which is not followed") from error
+            raise FileError(
+                f"{path} is a symbolic link, which is not followed",
+                hint="put the file itself there",
+            ) from error
         raise
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, handle)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise FileError(f"{path} is not a regular file")
+            raise FileError(f"{path} is not a regular file", hint=_WAY_OUT)
         with os.fdopen(handle, "rb", closefd=False) as file:
             data = file.read(limit + 1)
     if len(data) > limit:
-        raise FileError(f"{path} is larger than {limit} bytes")
+        raise FileError(f"{path} is larger than {limit} bytes", hint=_WAY_OUT)
     return data
 
 

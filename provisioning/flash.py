@@ -100,6 +100,9 @@ def examine_target(path: Path, *, size: int | None = None, kernel: Kernel | None
 def open_image(path: Path) -> Iterator[Stream]:
     """Open an image for reading; .gz, .xz and .zst are unpacked on the way, told by content."""
     try:
+        # A pipe might never say anything, and could not be read twice.
+        if not (path.is_file() or path.is_block_device()) and path.exists():
+            raise FlashError(f"{path} is no file", hint="give the disk.img of `skerry image build`")
         with path.open("rb") as probe:
             magic = probe.read(6)
     except OSError as error:

@@ -187,13 +187,15 @@ class IdentityStore:
     def load(self) -> Identity | None:
         """Return the identity; None if this node was never provisioned.
 
-        A damaged or missing copy is repaired from the other. If no copy is good, they are kept
-        aside and IdentityError says what is lost; the next load then returns None.
+        A damaged, missing or unreadable copy is repaired from the other. If no copy is good, they
+        are kept aside and IdentityError says what is lost; the next load then returns None. If
+        the system will not let one be read, IdentityError says so and nothing is touched.
         """
         self.notices.clear()
         found: dict[str, Identity] = {}
         raw: dict[str, bytes] = {}
         damage: dict[str, str] = {}
+        refused: dict[str, OSError] = {}
         self._tighten()
         for name in (FIRST, SECOND):
             try:
@@ -204,9 +206,14 @@ class IdentityStore:
             except (FormatError, FileError) as error:
                 damage[name] = str(error)
             except OSError as error:
-                raise self._unreadable(name, error) from error
+                # A bad block under one copy is what the other is for.
+                damage[name] = f"cannot be read: {error.strerror}"
+                refused[name] = error
         if found:
             return self._repaired(found, raw, damage)
+        if refused:
+            name, cause = next(iter(refused.items()))
+            raise self._unreadable(name, cause) from cause
         if damage:
             raise self._all_lost(damage)
         return None

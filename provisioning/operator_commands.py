@@ -119,6 +119,8 @@ def read_token(given: str) -> Token:
     """Return the token that an argument means: its text, a file, or ``-`` for standard input."""
     if given == "-":
         return Token.parse(sys.stdin.buffer.read(TEXT_LIMIT + 1))
+    if not given.strip():
+        return Token.parse(given)
     path = Path(given)
     try:
         is_file = not given.upper().startswith("SKERRY") and path.exists()
@@ -130,7 +132,10 @@ def read_token(given: str) -> Token:
     try:
         return Token.parse(read_small(path.resolve(), TEXT_LIMIT))
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+        raise FileError(
+            f"{path} cannot be read: {error.strerror}",
+            hint="check its permissions, or give the token itself",
+        ) from error
 
 
 def _parse_words(given: str) -> Token:

@@ -9,7 +9,6 @@ it belongs on the operator's machine, never on a node.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 from collections.abc import Callable
@@ -28,6 +27,8 @@ NETWORK_FILE, KEY_FILE = "network.json", "root.key"
 FILE_FORMAT = 1
 _FILE_LIMIT = 64 * 1024
 _SALT_SIZE = 16
+# What reading a file raises that is JSON, and not what was written (1e999 is infinite).
+_DAMAGE = (KeyError, TypeError, ValueError, OverflowError, FormatError)
 _OPERATIONS_MAX, _MEMORY_MAX = 16, 1 << 30
 
 
@@ -119,7 +120,7 @@ def load_network(directory: Path) -> NetworkInfo:
             int(raw["epoch"]),
             settings_from(_tuples(raw["settings"])),
         )
-    except (KeyError, TypeError, ValueError, binascii.Error, FormatError) as error:
+    except _DAMAGE as error:
         raise OperatorError(f"{path} is damaged", hint="restore it from a backup") from error
     return network
 
@@ -132,7 +133,7 @@ def open_network(directory: Path, ask_passphrase: Callable[[], str]) -> Operator
     try:
         _expect_format(raw, path)
         seed = _unpack(raw["seed"]) if "seed" in raw else _unseal(raw, ask_passphrase)
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+    except _DAMAGE as error:
         raise OperatorError(f"{path} is damaged", hint="restore it from a backup") from error
     if len(seed) != SEED_SIZE or public_key(seed) != network.root_key:
         raise OperatorError(
@@ -200,7 +201,7 @@ def _read(path: Path) -> dict[str, Any]:
         tighten(path, 0o600)
         raw = json.loads(data)
     except FileError as error:
-        raise OperatorError(str(error)) from error
+        raise OperatorError(str(error), hint="restore it from a backup") from error
     except OSError as error:
         raise OperatorError(
             f"{path} cannot be read: {error.strerror}", hint="say which network with --network"
@@ -224,7 +225,9 @@ def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _tuples(settings: dict[str, Any]) -> dict[str, Any]:
+def _tuples(settings: object) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        raise TypeError("settings are no mapping")
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from skerry import __version__
 from skerry.errors import SkerryError
@@ -33,10 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a :class:`SkerryError` becomes two lines."""
+    _complete_streams()
     parsed = build_parser().parse_args(arguments)
     handler: Handler = parsed.handler
     try:
-        return handler(parsed) or 0
+        status = handler(parsed) or 0
+        sys.stdout.flush()
     except SkerryError as error:
         print(f"skerry: {error}", file=sys.stderr)
         if error.hint:
@@ -45,9 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of a pipe has gone: keep the interpreter's last flush from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 141
+    except OSError as error:
+        # What the machine refuses (a full disk under a redirected output, say) is no defect.
+        print(f"skerry: {error}", file=sys.stderr)
+        _forget_output()
+        return 1
+    return status
+
+
+def _complete_streams() -> None:
+    """Put /dev/null in the place of standard streams that the caller has closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - as long as we
+            setattr(sys, name, stream)
+
+
+def _forget_output() -> None:
+    """Keep the interpreter's last flush from complaining about an output that takes nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

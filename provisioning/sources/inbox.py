@@ -31,24 +31,40 @@ def kind_of(name: str) -> str | None:
 
 def tokens(inbox: Path, kind: str) -> Iterator[Candidate | Rejected]:
     """Yield the inbox's tokens of one kind, by file name."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(inbox))
-    except OSError:
-        # No inbox yet: nothing was handed over.
-        return
-    for name in [name for name in names if kind_of(name) == kind][:_FILES_MAX]:
-        path = inbox / name
+    for name in sorted(_newest(inbox, kind)):
+        path, place = inbox / name, _place(name, kind)
+        if not name.isprintable():
+            # Consoles and JSON documents are to show it.
+            error = FileError("its name is not printable", hint="call it my.token")
+            yield Rejected(kind, place, error, path)
+            continue
         try:
             content = read_small(path, TEXT_LIMIT)
         except FileNotFoundError:
             continue
-        except FileError as error:
-            yield Rejected(kind, name, error, path)
-        except OSError as error:
-            error_text = FileError(f"{path} cannot be read: {error.strerror}")
-            yield Rejected(kind, name, error_text, path)
+        except FileError as reason:
+            yield Rejected(kind, place, reason, path)
+        except OSError as reason:
+            error = FileError(f"{path} cannot be read: {reason.strerror}")
+            yield Rejected(kind, place, error, path)
         else:
-            yield Candidate(kind, _place(name, kind), content, path)
+            yield Candidate(kind, place, content, path)
+
+
+def _newest(inbox: Path, kind: str) -> list[str]:
+    """Return the names of a kind's latest files: of a heap of bad ones, the last one counts."""
+    times: dict[str, int] = {}
+    with contextlib.suppress(OSError):  # no inbox yet: nothing was handed over
+        for entry in os.scandir(inbox):
+            if kind_of(entry.name) == kind:
+                with contextlib.suppress(FileNotFoundError):
+                    times[entry.name] = entry.stat(follow_symlinks=False).st_mtime_ns
+    return sorted(times, key=times.__getitem__)[-_FILES_MAX:]
+
+
+def shown(name: str) -> str:
+    """Return a file's name as a console and a JSON document can show it."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def discard(path: Path) -> None:
@@ -80,5 +96,7 @@ def put(inbox: Path, name: str, content: bytes) -> Path:
 
 
 def _place(name: str, kind: str) -> str:
-    bare = name.removesuffix(SUFFIX)
-    return f"/dev/{bare.removeprefix(kind + '-')}" if kind in MEDIA else f"inbox file {name}"
+    bare = (name if name.isprintable() else ascii(name)[1:-1]).removesuffix(SUFFIX)
+    return (
+        f"/dev/{bare.removeprefix(kind + '-')}" if kind in MEDIA else f"inbox file {bare}{SUFFIX}"
+    )
