@@ -2,9 +2,9 @@
 
 A reading has a quality: SYNCED (the kernel is disciplined by a time server), KEPT (a real-time
 clock that shows a possible time), GUESSED (no clock: the latest time known from disk, counting
-on). Each node tells its peers its reading, authenticated by the overlay. The best quality within
-sight counts, and within it the median: a minority of wrong clocks moves nobody. A SYNCED node
-listens to nobody.
+on). Each node tells its peers its own reading, authenticated by the overlay. The median of those
+with a clock counts, SYNCED ones twice; without any, the median of the guesses: a minority of wrong
+clocks moves nobody. A SYNCED node listens to nobody.
 """
 
 from __future__ import annotations
@@ -107,10 +107,16 @@ class Timekeeper:
             return
         voices = [one for one in self._reports.values() if mono - one.heard <= REPORT_SECONDS]
         voices.append(own or _Report(self._guess_offset, Quality.GUESSED, mono))
-        best = max(one.quality for one in voices)
-        offsets = sorted(one.offset_ms for one in voices if one.quality == best)
+        clocks = [one for one in voices if one.quality is not Quality.GUESSED] or voices
+        # A disciplined clock counts twice, not for everything: it may be a lie.
+        offsets = sorted(
+            one.offset_ms
+            for one in clocks
+            for _ in range(2 if one.quality is Quality.SYNCED else 1)
+        )
         # Of an even number the later one: a clock that stopped is likelier than one that ran ahead.
         median = offsets[len(offsets) // 2]
+        best = max(one.quality for one in clocks)
         if own is not None and abs(median - own.offset_ms) <= SLACK_MS:
             median = own.offset_ms
         self._offset = max(median, self._floor_ms - _ms(mono))

@@ -365,6 +365,47 @@ def test_a_node_with_a_wrong_clock_joins_and_poisons_nothing(wall: int | None) -
     assert found.value == b"later"
 
 
+def set_clock(net: Net, station: Station, offset_ms: int, *, synced: bool) -> None:
+    wall = NOW + int(net.now * 1000) + offset_ms
+    station.gossip.timekeeper.wall(wall, synced=synced, mono=net.now)
+
+
+@pytest.mark.parametrize("offset", [DAY_MS, -DAY_MS])
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_clock_that_steps_for_a_while_loses_nothing(offset: int, synced: bool) -> None:
+    net = net_of(5, swim=True)
+    for station in stations(net):
+        set_clock(net, station, 0, synced=False)
+    odd = stations(net)[2]
+    net.run(30.0)
+    set_clock(net, odd, offset, synced=synced)
+    net.write(odd, "shared", "meanwhile", b"v")
+    net.write(stations(net)[0], "shared", "other", b"v")
+    net.run(60.0)
+    set_clock(net, odd, 0, synced=False)
+
+    def have() -> bool:
+        keys = {one.key for one in odd.replica.entries("shared", NOW)}
+        return keys == {"meanwhile", "other"} and net.alike()
+
+    assert net.run(120.0, have)
+    for station in stations(net):
+        assert station.gossip.writer.clock.last >> 16 < NOW + 400_000
+
+
+def test_half_of_the_nodes_go_and_the_rest_carries_on() -> None:
+    net = net_of(8, swim=True, link=Link(loss=0.1))
+    for station in stations(net)[:4]:
+        station.up = False
+    live = stations(net)[4:]
+    net.write(live[0], "shared", "k", b"v")
+    assert net.run(60.0, net.alike)
+    for station in stations(net)[:4]:
+        net.restart(station)
+    assert net.run(120.0, net.alike)
+    assert len(live[0].replica) == 9
+
+
 # Abuse
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from appliance.ledger.entry import ENTRY_MAX, Entry, EntryRecord, make_entry, read_entry
 from appliance.ledger.errors import EntryError, WriteError
-from appliance.ledger.hlc import MAX_SKEW_MS, stamp
+from appliance.ledger.hlc import MAX_SKEW_MS, Clock, stamp
 from appliance.ledger.rules import BUCKETS, DAY_MS, FLOOR, MEMBER
 from appliance.ledger.state import Reason, Replica, Verdict
-from appliance.ledger.writer import TOMBSTONES_MIN
+from appliance.ledger.writer import TOMBSTONES_MIN, Writer
 from provisioning import codec
 from provisioning.keys import Context, id_text, sign
 from tests.fakes.ledger import (
@@ -291,6 +291,26 @@ def test_a_lease_is_never_shortened_so_that_none_is_uncovered() -> None:
     assert gone.expires is not None
     assert long.expires is not None
     assert gone.expires >= long.expires
+
+
+def test_the_operator_writes_with_the_root_key() -> None:
+    here = replica([A, B])
+    root = Writer(here, Clock(), owner=network().network_id, sign=root_sign)
+    root.put("assigned", f"{B.text}/name", b"kitchen", NOW)
+    root.put("revoked", f"node/{A.text}", b"", NOW)
+    assert here.directory.member(A.node_id) is None
+    with pytest.raises(WriteError, match="cannot be deleted"):
+        root.delete("revoked", f"node/{A.text}", NOW)
+    with pytest.raises(WriteError, match="may not write"):
+        root.put("shared", "k", b"v", NOW)
+    for number in range(TOMBSTONES_MIN):
+        root.put("assigned", f"x{number}", b"v", NOW)
+        root.delete("assigned", f"x{number}", NOW)
+    root.compact(NOW + 2 * DAY_MS)
+    root.compact(NOW + 2 * DAY_MS)
+    assert not [one for one in here if one.deleted]
+    assert here.apply(member_entry(A), NOW).reason is Reason.UNKNOWN_OWNER
+    assert here.get("assigned", f"{B.text}/name", NOW) is not None
 
 
 def test_compaction_leaves_no_tombstone_and_no_way_back() -> None:

@@ -88,9 +88,17 @@ def test_a_node_of_1970_takes_the_time_of_its_neighbours() -> None:
     assert node.own_reading(1.0).quality is Quality.GUESSED
 
 
-def test_the_best_quality_counts_whatever_the_others_say() -> None:
-    wrong = [(NOW + 9 * DAY, Quality.KEPT)] * 6
-    assert heard(keeper(None), (NOW, Quality.SYNCED), *wrong) == NOW
+def test_a_disciplined_clock_counts_twice_and_a_guess_not_at_all_beside_a_clock() -> None:
+    ahead = (NOW + 9 * DAY, Quality.KEPT)
+    assert heard(keeper(None), (NOW, Quality.SYNCED), ahead) == NOW
+    assert heard(keeper(None), *[(NOW, Quality.SYNCED)] * 2, *[ahead] * 3) == NOW
+    guesses = [(NOW + 9 * DAY, Quality.GUESSED)] * 9
+    assert heard(keeper(None), (NOW, Quality.KEPT), *guesses) == NOW
+
+
+def test_one_that_claims_to_be_disciplined_drags_no_group_along() -> None:
+    lie = (NOW + 9 * DAY, Quality.SYNCED)
+    assert heard(keeper(NOW), lie, *[(NOW + 1000, Quality.KEPT)] * 2) == NOW + 1000
 
 
 @pytest.mark.parametrize("lie", [0, 1, NOW - DAY, NOW + DAY, 2**47 - 1, 2**60, -5])
