@@ -67,7 +67,7 @@ class Node:
         while (status := self.status()).get("state") not in states:
             assert time.monotonic() < deadline, f"{status}\n{self.log()}"
             assert not self.wait(0), self.log()
-            time.sleep(0.005)
+            time.sleep(0.02)
         return status
 
     def joined(self, seconds: float = 10) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Node:
         deadline = time.monotonic() + seconds
         while not (status := self.status()).get("overlay"):
             assert time.monotonic() < deadline, f"{status}\n{self.log()}"
-            time.sleep(0.005)
+            time.sleep(0.02)
         return status
 
     def wait(self, seconds: float = 10) -> bool:
@@ -147,10 +147,13 @@ def _child(
     at which time stands still; ``disk``: mount options of a tmpfs (or ``ro``: what is there, but
     read-only) for the state directory, seen by this process only; ``uid``: become this user.
     """
+    from appliance import supervisor
     from appliance.config import SupervisorConfig
     from appliance.launch import run
     from tests.fakes.overlay import FakeOverlay
 
+    # It looks around more often than a real one: tests wait for what it finds.
+    vars(supervisor)["QUICK_TICK_SECONDS"] = 0.05
     base = Path(directory)
     config = SupervisorConfig(
         state_dir=base / "state",
@@ -164,9 +167,7 @@ def _child(
         os.setgid(uid)
         os.setuid(uid)
     if clock is not None:
-        from appliance.supervisor import Supervisor
-
-        defaults = Supervisor.__init__.__kwdefaults__
+        defaults = supervisor.Supervisor.__init__.__kwdefaults__
         assert defaults is not None
         defaults["wall_clock"] = lambda: clock
     if kill_at:
