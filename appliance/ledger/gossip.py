@@ -17,6 +17,7 @@ from random import Random
 from appliance.ledger import reconcile
 from appliance.ledger.entry import Entry, read_entry
 from appliance.ledger.errors import EntryError, MessageError
+from appliance.ledger.exchanges import Exchanges
 from appliance.ledger.hlc import MAX_SKEW_MS, ms_of
 from appliance.ledger.limits import Allowance, Offence, PeerAccount
 from appliance.ledger.messages import (
@@ -41,11 +42,7 @@ from appliance.ledger.timekeeper import Quality, Reading, Timekeeper
 from appliance.ledger.writer import Writer, Written
 
 RECONCILE_SECONDS = 30.0
-RESUME_SECONDS = 0.02
-# While one peer fills this replica the others' offers wait: they would send the same.
-FILLING_SECONDS = 0.5
-FILLING_SECONDS_MAX = 20.0
-FILLING_ENTRIES = 8
+FIRST_SECONDS = 0.02
 # About 0.1 ms each on a PC, 1 ms on a Pi 3: a flood holds the event loop up no longer than this.
 WORK = 48
 RETOLD_PER_SECOND = 4.0
@@ -130,9 +127,8 @@ class Gossip:
         self._left: OrderedDict[bytes, PeerAccount] = OrderedDict()
         self._peers: list[bytes] = []
         self._turn: deque[bytes] = deque()
-        self._resume: dict[bytes, float] = {}
+        self._exchanges = Exchanges()
         self._orphans: dict[bytes, list[tuple[bytes, Entry]]] = {}
-        self._filling: tuple[bytes, int, float, float] = (b"", 0, 0.0, 0.0)
         self._wave_at: float | None = None
         self._retelling = Allowance(RETOLD_PER_SECOND, RETOLD_BURST, RETOLD_BURST, mono)
         self._reconcile_at = mono + random.random()
@@ -153,7 +149,7 @@ class Gossip:
             self._left[gone] = self._accounts.pop(gone)
             if len(self._left) > LEFT_MAX:
                 self._left.popitem(last=False)
-            self._resume.pop(gone, None)
+            self._exchanges.forget(gone)
             self.timekeeper.forget(gone)
         for one in wanted:
             if one in new:
@@ -161,10 +157,9 @@ class Gossip:
                     self._left.pop(one) if one in self._left else PeerAccount(mono)
                 )
         self._peers = wanted
-        if new and not self._resume:
-            # One at a time: two would send the same.
-            one = self._random.choice(sorted(new))
-            self._resume[one] = mono + RESUME_SECONDS * (1 + self._random.random())
+        if new:
+            at = mono + FIRST_SECONDS * (1 + self._random.random())
+            self._exchanges.first(self._random.choice(sorted(new)), at)
 
     def local(self, written: Written, mono: float) -> list[Action]:
         """Tell the peers what this node wrote (it is in the replica already)."""
@@ -212,13 +207,13 @@ class Gossip:
         out.extend(Changed(one) for one in self.replica.sweep(self.timekeeper.now_ms(mono)))
         if self._wave_at is not None and mono >= self._wave_at:
             self._tell(mono, out, fresh=False)
-        for peer in [peer for peer, at in self._resume.items() if at <= mono]:
-            del self._resume[peer]
+        for peer in self._exchanges.take_due(mono):
             self._open(peer, mono, out)
         if mono >= self._reconcile_at:
             self._reconcile_at = mono + self.config.reconcile * (0.75 + self._random.random() / 2)
             partner = self._partner() if self._peers else None
-            if partner is not None and not self._filled_by_another(partner, mono):
+            if partner is not None and not self._exchanges.waits(partner, mono):
+                self._exchanges.regular(partner)
                 self._open(partner, mono, out)
         if self.detector is not None:
             if self._watched != self.replica.directory.generation:
@@ -230,9 +225,8 @@ class Gossip:
 
     def next_timer(self) -> float:
         """Return the monotonic time at which `tick` has something to do."""
-        times = [self._reconcile_at, *self._resume.values()]
-        if self._wave_at is not None:
-            times.append(self._wave_at)
+        maybe = self._exchanges.next_timer(), self._wave_at
+        times = [self._reconcile_at, *(one for one in maybe if one is not None)]
         if self.detector is not None:
             times.append(self.detector.next_timer())
         return min(times)
@@ -253,11 +247,14 @@ class Gossip:
             case Entries(reply, records):
                 self._entries(peer, records, mono, out, reply=reply)
                 return len(records)
-            case Digests() if self._filled_by_another(peer, mono):
+            case Digests() if self._exchanges.waits(peer, mono):
                 pass
             case Digests() | Ids() | Want():
-                for answer in _answer(self.replica, message):
+                answers = _answer(self.replica, message)
+                for answer in answers:
                     self._send(peer, account, answer, mono, out)
+                if answers:
+                    self._exchanges.differs(peer, mono)
             case Ping() | Ack():
                 if message.ms:
                     reading = Reading(message.ms, Quality(message.quality))
@@ -293,19 +290,7 @@ class Gossip:
                 # The peer passes on what is outdated: what it lacks is one entry.
                 self._answer_with(peer, outcome.newer, mono, out)
         if reply and fresh and peer in self._accounts:
-            self._resume[peer] = mono + RESUME_SECONDS
-            self._fills(peer, fresh, mono)
-
-    def _fills(self, peer: bytes, entries: int, mono: float) -> None:
-        filler, entries_before, since, _ = self._filling
-        if filler != peer:
-            entries_before, since = 0, mono
-        until = mono + FILLING_SECONDS if mono - since < FILLING_SECONDS_MAX else 0.0
-        self._filling = peer, entries_before + entries, since, until
-
-    def _filled_by_another(self, peer: bytes, mono: float) -> bool:
-        filler, entries, _, until = self._filling
-        return filler != peer and entries >= FILLING_ENTRIES and mono < until
+            self._exchanges.received(peer, fresh, mono)
 
     def _apply(
         self, peer: bytes, entry: Entry, mono: float, out: list[Action], *, tell: bool = True

@@ -140,6 +140,11 @@ class Detector:
             target = self._choose()
             if target is not None:
                 self._ask(target, now, reading, out, None)
+            # A suspect is asked every period: an answer of its own ends the matter.
+            if self._suspects:
+                suspect = self._random.choice(sorted(self._suspects))
+                if suspect != target:
+                    self._ask(suspect, now, reading, out, None)
         return out
 
     def receive(

@@ -17,7 +17,7 @@ from appliance.ledger.state import Change, Replica
 from appliance.ledger.swim import Status
 from appliance.ledger.timekeeper import Timekeeper
 from appliance.ledger.writer import Writer
-from tests.fakes.ledger import NOW, Node
+from tests.fakes.ledger import NOW, Node, node, replica
 
 
 @dataclass
@@ -172,3 +172,19 @@ class Net:
     def _push(self, at: float, to: bytes, content: tuple[bytes, bytes] | None) -> None:
         self._serial += 1
         heapq.heappush(self._events, (at, self._serial, to, content))
+
+
+NODES = [node(number) for number in range(10, 42)]
+QUIET = GossipConfig(swim=None)
+
+
+def net_of(count: int, *, seed: int = 1, link: Link | None = None, swim: bool = False) -> Net:
+    net = Net(seed, link)
+    for one in NODES[:count]:
+        net.add(one, replica(NODES[:count]), config=None if swim else QUIET)
+    net.connect()
+    return net
+
+
+def stations(net: Net) -> list[Station]:
+    return list(net.stations.values())

@@ -41,8 +41,9 @@ def test_a_dead_node_is_found_by_all_and_found_again_when_it_is_back() -> None:
     assert net.run(300.0, back)
 
 
-def test_loss_of_a_fifth_kills_nobody() -> None:
-    net = net_of(12, loss=0.2)
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_of_a_fifth_kills_nobody(seed: int) -> None:
+    net = net_of(12, loss=0.2, seed=seed)
     net.run(600.0)
     dead = [
         node_id
