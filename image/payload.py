@@ -176,6 +176,22 @@ def compose(
     overlays: Iterable[Path],
 ) -> None:
     """Lay out in ``directory`` everything that is put over the Debian root."""
+    # Some directories are made on the way to a file: their modes must not be the caller's habit.
+    before = os.umask(0o022)
+    try:
+        _compose(directory, board, release, wheels_directory, keyring, overlays)
+    finally:
+        os.umask(before)
+
+
+def _compose(
+    directory: Path,
+    board: Board,
+    release: Release,
+    wheels_directory: Path,
+    keyring: str,
+    overlays: Iterable[Path],
+) -> None:
     lay_over(REPOSITORY / "rootfs_overlay", directory)
     home = directory / HOME
     for package in SHIPPED:

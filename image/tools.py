@@ -68,7 +68,8 @@ _KEYRINGS = (
 )
 
 # Arguments: ROOT CWD BIND... -- COMMAND. The root is bound onto itself because a chroot that is no
-# mount point confuses mmdebstrap and RAUC. Everything is exec'ed, so the process id stays.
+# mount point confuses mmdebstrap and RAUC. Everything is exec'ed, so the process id stays. What is
+# made inside has the same modes whatever the caller's umask is.
 _ENTER = """
 set -eu
 root=$1 cwd=$2
@@ -85,6 +86,7 @@ while [ "$1" != -- ]; do
     shift
 done
 shift
+umask 022
 export PATH=@PATH@ LC_ALL=C.UTF-8
 exec chroot "$root" /bin/sh -c 'cd "$1"; shift; exec "$@"' sh "$cwd" "$@"
 """.replace("@PATH@", _SEARCH_PATH)
