@@ -125,7 +125,7 @@ class Node:
             f"grep -qw rauc.slot={slot} /proc/cmdline && {_SETTLED} && "
             "test ! -e /data/update/pending.json",
             timeout=timeout,
-            every=2,
+            every=4,
         )
 
     def tries_of(self, slot: str) -> list[str]:
