@@ -192,6 +192,7 @@ def _compose(
     keyring: str,
     overlays: Iterable[Path],
 ) -> None:
+    directory.chmod(0o755)
     lay_over(REPOSITORY / "rootfs_overlay", directory)
     home = directory / HOME
     for package in SHIPPED:
