@@ -11,7 +11,7 @@ PYTHON := $(VENV)/bin/python
 NODE ?= 1
 BOARD ?= x86_64
 
-.PHONY: help setup run stop shell logs image test test-fast test-netns test-vm lint format bench lock clean
+.PHONY: help setup run stop shell logs image test test-fast test-netns test-vm fuzz lint format bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ test-netns: setup ## nodes as processes in network namespaces (root)
 
 test-vm: setup ## machines in QEMU
 	@$(PYTHON) -m tests.run vm
+
+fuzz: setup ## the unit tests with new and many more random examples (minutes)
+	@SKERRY_HYPOTHESIS=fuzz $(PYTHON) -m pytest tests/unit -q -p no:cacheprovider --timeout 900
 
 lint: setup ## lint, format and types only
 	@$(PYTHON) -m tests.run lint

@@ -26,7 +26,7 @@ def needs(data: bytes, *, name: str = "the program") -> Needs:
     """Return what a program or library needs; raises :class:`BuildError` when it is none."""
     try:
         return _needs(data)
-    except (struct.error, ValueError, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
         raise BuildError(f"{name} is no 64-bit little-endian ELF file: {error}") from error
 
 

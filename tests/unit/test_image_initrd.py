@@ -121,6 +121,14 @@ def test_a_damaged_program_is_read_or_refused(data: st.DataObject) -> None:
         assert isinstance(elf.needs(bytes(whole)), elf.Needs)
 
 
+def test_an_offset_beyond_every_file_is_refused() -> None:
+    whole = bytearray(HEAD)
+    # e_phoff, the place of the program headers: found by a random example.
+    struct.pack_into("<Q", whole, 32, 2**64 - 1)
+    with pytest.raises(BuildError, match="no 64-bit"):
+        elf.needs(bytes(whole), name="x")
+
+
 def head() -> bytes:
     """Make the smallest file with an interpreter and one needed library."""
     header = struct.pack(
