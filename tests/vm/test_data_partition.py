@@ -50,6 +50,14 @@ def test_the_data_partition_is_finished_grown_and_never_formatted_over(
     machine.paths.disk_copy.unlink()
 
 
+def start(machine: Machine) -> None:
+    """Switch on and wait for the end of the start: before it, nobody heeds the power button."""
+    machine.start()
+    machine.wait_agent(timeout=BOOT_SECONDS)
+    said = machine.run(["systemctl", "is-system-running", "--wait"], timeout=BOOT_SECONDS)
+    assert said.stdout == "running\n", machine.run("systemctl --failed", timeout=60).stdout
+
+
 def live_through_three_boots(machine: Machine, tools: ToolsRoot) -> None:
     disk = machine.paths.disk_copy
 
@@ -65,8 +73,7 @@ def live_through_three_boots(machine: Machine, tools: ToolsRoot) -> None:
         ),
         check=True,
     )
-    machine.start()
-    machine.wait_agent(timeout=BOOT_SECONDS)
+    start(machine)
     assert re.search("cut short", machine.serial.text())
     kind, before = mount_of(machine, "/data")
     assert kind == "ext4"
@@ -78,8 +85,7 @@ def live_through_three_boots(machine: Machine, tools: ToolsRoot) -> None:
 
     # The image goes onto a larger medium: the partition and its file system take the room.
     os.truncate(disk, disk.stat().st_size + 1024 * MIB)
-    machine.start()
-    machine.wait_agent(timeout=BOOT_SECONDS)
+    start(machine)
     kind, after = mount_of(machine, "/data")
     assert kind == "ext4"
     assert after > before + 900
@@ -92,8 +98,7 @@ def live_through_three_boots(machine: Machine, tools: ToolsRoot) -> None:
     start, length = part["start"] * SECTOR, part["size"] * SECTOR
     hole = ["fallocate", "--punch-hole", f"--offset={start}", f"--length={length}", str(disk)]
     subprocess.run(tools.command(hole, binds=[disk.parent]), check=True)
-    machine.start()
-    machine.wait_agent(timeout=BOOT_SECONDS)
+    start(machine)
     kind, _ = mount_of(machine, "/data")
     assert kind == "tmpfs"
     assert re.search("cannot be mounted", machine.serial.text())
