@@ -50,7 +50,7 @@ def test_the_data_partition_is_finished_grown_and_never_formatted_over(
     machine.paths.disk_copy.unlink()
 
 
-def start(machine: Machine) -> None:
+def switch_on(machine: Machine) -> None:
     """Switch on and wait for the end of the start: before it, nobody heeds the power button."""
     machine.start()
     machine.wait_agent(timeout=BOOT_SECONDS)
@@ -73,7 +73,7 @@ def live_through_three_boots(machine: Machine, tools: ToolsRoot) -> None:
         ),
         check=True,
     )
-    start(machine)
+    switch_on(machine)
     assert re.search("cut short", machine.serial.text())
     kind, before = mount_of(machine, "/data")
     assert kind == "ext4"
@@ -85,7 +85,7 @@ def live_through_three_boots(machine: Machine, tools: ToolsRoot) -> None:
 
     # The image goes onto a larger medium: the partition and its file system take the room.
     os.truncate(disk, disk.stat().st_size + 1024 * MIB)
-    start(machine)
+    switch_on(machine)
     kind, after = mount_of(machine, "/data")
     assert kind == "ext4"
     assert after > before + 900
@@ -98,7 +98,7 @@ def live_through_three_boots(machine: Machine, tools: ToolsRoot) -> None:
     start, length = part["start"] * SECTOR, part["size"] * SECTOR
     hole = ["fallocate", "--punch-hole", f"--offset={start}", f"--length={length}", str(disk)]
     subprocess.run(tools.command(hole, binds=[disk.parent]), check=True)
-    start(machine)
+    switch_on(machine)
     kind, _ = mount_of(machine, "/data")
     assert kind == "tmpfs"
     assert re.search("cannot be mounted", machine.serial.text())
