@@ -46,8 +46,11 @@ TIERS = (
         ),
     ),
     Tier("unit", "sans-IO, no root, no sleeping", (_pytest("tests/unit"),)),
-    Tier("contract", "the programs that other tests only fake", (_pytest("tests/contract"),)),
-    Tier("contract", "one real process, the image's own systemd", (_pytest("tests/contract"),)),
+    Tier(
+        "contract",
+        "one real process; the programs that other tests only fake",
+        (_pytest("tests/contract"),),
+    ),
     Tier("netns", "nodes as processes in network namespaces", (_pytest("tests/netns"),)),
     Tier(
         "images",
