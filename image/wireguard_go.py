@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from image.artifacts import cache_directory
 from skerry.console import note, step
 from skerry.errors import SkerryError
 
@@ -37,15 +38,14 @@ def input_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def cache_directory() -> Path:
-    """Return the folder of this tool in the cache (SKERRY_CACHE)."""
-    base = os.environ.get("SKERRY_CACHE") or str(Path.home() / ".cache" / "skerry")
-    return Path(base) / "wireguard-go"
+def kept_in() -> Path:
+    """Return the folder of this tool in the cache."""
+    return cache_directory() / "wireguard-go"
 
 
 def ensure() -> Path:
     """Return the program's path; it is built if it is not there yet. Raises SkerryError."""
-    kept = cache_directory() / input_hash() / "wireguard-go"
+    kept = kept_in() / input_hash() / "wireguard-go"
     if kept.exists():
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +60,12 @@ def ensure() -> Path:
 def _build(kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         made = Path(folder) / "wireguard-go"
-        home = cache_directory() / "go"
+        home = kept_in() / "go"
         settings = {
             "CGO_ENABLED": "0",
             "GOCACHE": str(home / "build"),
             "GOFLAGS": "-modcacherw",
+            "GOMODCACHE": str(home / "mod"),
             "GOTOOLCHAIN": "local",
             "GOWORK": "off",
         }
@@ -87,7 +88,7 @@ def _go() -> Sequence[str]:
         return (found,)
     from image.tools import ToolsRoot
 
-    return ToolsRoot.ensure().command(["go"])
+    return ToolsRoot.ensure().command(["go"], cwd=SOURCE)
 
 
 def _version(program: str) -> tuple[int, ...]:
