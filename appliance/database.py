@@ -78,7 +78,7 @@ def open_and_load(path: Path) -> tuple[sqlite3.Connection, dict[str, bytes]]:
     connection = None
     try:
         _check_kind(path)
-        connection = _open(path)
+        connection = connect(path, longest=LARGEST_VALUE, journal=1024 * 1024)
         return connection, _check_and_load(connection)
     except sqlite3.Error as error:
         salvaged = _salvage(connection)
@@ -141,20 +141,24 @@ def _check_kind(path: Path) -> None:
             raise DamagedError("it has a single byte")
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def connect(path: Path, *, longest: int, journal: int) -> sqlite3.Connection:
+    """Open a file that survives power cuts and is ours alone; both limits in bytes.
+
+    :raises sqlite3.Error: it cannot be opened, or somebody else has it.
+    """
     with suppress(OSError):  # SQLite says better than we could what is wrong with the path
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         # A damaged length must not make us ask for all memory there is.
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
         for pragma in (
             "locking_mode=EXCLUSIVE",
             "cell_size_check=ON",
             "trusted_schema=OFF",
             "journal_mode=WAL",
             "synchronous=FULL",
-            "journal_size_limit=1048576",
+            f"journal_size_limit={journal}",
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
     except sqlite3.Error:

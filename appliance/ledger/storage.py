@@ -16,7 +16,6 @@ is loaded.
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.database import connect
 from appliance.ledger.entry import ENTRY_MAX, Entry, read_entry
 from appliance.ledger.errors import EntryError, LedgerError
 from appliance.ledger.hlc import ms_of
@@ -34,7 +34,8 @@ SCHEMA = 1
 # From schema N to N + 1; a release reads its own schema and every one that has a step here.
 MIGRATIONS: dict[int, tuple[str, ...]] = {}
 KEPT_ASIDE = 4
-BUSY_SECONDS = 1.0
+# Bytes of the largest value that is read: a damaged length must not ask for all memory.
+LONGEST = 1024 * 1024
 _CREATE = (
     "CREATE TABLE entry (id BLOB PRIMARY KEY, record BLOB NOT NULL, digest BLOB NOT NULL)"
     " STRICT, WITHOUT ROWID",
@@ -130,7 +131,7 @@ class LedgerFile:
         """
         try:
             if self._connection is None:
-                self._connection = _connect(self._path)
+                self._connection = connect(self._path, longest=LONGEST, journal=4 * LONGEST)
                 _prepare(self._connection)
             self._write(self._connection, own=own)
         except (sqlite3.Error, _DamagedError, _NewerError) as error:
@@ -163,7 +164,7 @@ class LedgerFile:
     # The file
 
     def _load(self) -> Loaded:
-        self._connection = _connect(self._path)
+        self._connection = connect(self._path, longest=LONGEST, journal=4 * LONGEST)
         try:
             _prepare(self._connection)
             return _read(self._connection)
@@ -203,7 +204,7 @@ class LedgerFile:
                 "knew is lost. If this comes back, replace the disk or SD card.",
             )
         try:
-            self._connection = _connect(self._path)
+            self._connection = connect(self._path, longest=LONGEST, journal=4 * LONGEST)
             _prepare(self._connection)
         except (sqlite3.Error, _DamagedError, _NewerError) as error:
             self._disconnect()
@@ -239,28 +240,6 @@ class LedgerFile:
             "Check free space and the disk: `df /data`, `journalctl -k`. It is tried again by "
             "itself.",
         )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    with suppress(OSError):  # SQLite says better than we could what is wrong with the path
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-    try:
-        # A damaged length must not make us ask for all memory there is.
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1024 * 1024)
-        for pragma in (
-            "locking_mode=EXCLUSIVE",
-            "cell_size_check=ON",
-            "trusted_schema=OFF",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "journal_size_limit=4194304",
-        ):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

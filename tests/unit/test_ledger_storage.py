@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance import database
 from appliance.ledger import storage
 from appliance.ledger.errors import LedgerError
 from appliance.ledger.state import Change
@@ -73,7 +74,7 @@ def test_changes_replace_and_remove(path: Path) -> None:
 
 
 def test_a_second_supervisor_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
     filled(path)
     file, _ = LedgerFile.open(path)
     file.mark(high_water=1, sequence=1)
