@@ -76,7 +76,7 @@ def _port(text: str) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from appliance.client import call
+    from appliance.api.client import call
     from appliance.screen import render
 
     if arguments.json:
@@ -100,7 +100,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _provision(arguments: argparse.Namespace) -> int:
-    from appliance.client import call
+    from appliance.api.client import call
     from skerry.console import note
 
     answer = call(
@@ -130,7 +130,7 @@ def _read_token(text: str) -> bytes:
 
 
 def _health(arguments: argparse.Namespace) -> int:
-    from appliance.client import call
+    from appliance.api.client import call
     from skerry.console import note
 
     deadline = time.monotonic() + arguments.wait

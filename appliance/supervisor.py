@@ -16,9 +16,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from appliance import lifecycle, machine
-from appliance.api import Answer, ApiServer, Handler
+from appliance.api.http import HttpError, Request
+from appliance.api.server import Answer, ApiServer, Handler
 from appliance.config import SupervisorConfig
-from appliance.http import HttpError, Request
 from appliance.journal import Redactor
 from appliance.lifecycle import Lifecycle
 from appliance.notify import Notifier

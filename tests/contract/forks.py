@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from appliance.client import ApiError, call
+from appliance.api.client import ApiError, call
 from skerry.errors import SkerryError
 
 ROOT = Path(__file__).resolve().parents[2]

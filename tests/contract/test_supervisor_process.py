@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client import ApiError, call
+from appliance.api.client import ApiError, call
 from provisioning.keys import public_key
 from provisioning.network import NetworkInfo
 from provisioning.token import make_token

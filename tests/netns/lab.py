@@ -30,7 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from appliance.client import ApiError, call
+from appliance.api.client import ApiError, call
 from image import wireguard_go
 from provisioning.keys import public_key
 from provisioning.network import NetworkInfo

@@ -19,10 +19,10 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance import api as api_module
-from appliance.api import Answer, ApiServer, Peer, is_allowed, peer_of
-from appliance.client import ApiError, NotRunningError, call
-from appliance.http import BODY_LIMIT, HEAD_LIMIT, HttpError, Request, parse_head
+from appliance.api import server as api_module
+from appliance.api.client import ApiError, NotRunningError, call
+from appliance.api.http import BODY_LIMIT, HEAD_LIMIT, HttpError, Request, parse_head
+from appliance.api.server import Answer, ApiServer, Peer, is_allowed, peer_of
 from skerry.errors import SkerryError
 
 

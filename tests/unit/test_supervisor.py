@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from appliance import supervisor as supervisor_module
-from appliance.client import ApiError, call
+from appliance.api.client import ApiError, call
 from appliance.config import SupervisorConfig
 from appliance.journal import Redactor
 from appliance.launch import prepare_directories

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.http import HEAD_LIMIT, HttpError, Request, parse_head, response
+from appliance.api.http import HEAD_LIMIT, HttpError, Request, parse_head, response
 from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The local API: HTTP on a unix socket, and its client."""
