@@ -12,7 +12,9 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from appliance.ledger.timekeeper import Reading
 from appliance.overlay import addresses, events, wire
+from appliance.overlay.admission import Admits
 from appliance.overlay.claims import Claims
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint, IPNetwork, is_candidate, unpack_endpoint
@@ -33,6 +35,7 @@ from appliance.overlay.liveness import Change, Liveness
 from appliance.overlay.peers import CLAIM_KEY, PEER_PREFIX, Peer, peer_from_record
 from appliance.overlay.refusals import Refusals
 from appliance.overlay.seal import Sealer
+from appliance.problem import Problem
 from provisioning.identity import Identity
 from provisioning.keys import id_text
 
@@ -65,6 +68,8 @@ class Core:
         *,
         random: Callable[[int], bytes],
         remembered: Mapping[str, bytes],
+        admits: Admits | None = None,
+        reading: Callable[[float], Reading] | None = None,
     ) -> None:
         self.identity = identity
         self.config = config
@@ -73,6 +78,10 @@ class Core:
         ipv6 = addresses.ula_address(identity.network.network_id, identity.member().node_key)
         self.claims = Claims(identity.node_id, ipv6, config.host_range, self.peers)
         self.liveness = Liveness(identity.node_id, self.peers, random)
+        # Moves when contacts, who is up, or members change.
+        self.generation = 0
+        self._admits = admits
+        self._reading = reading
         self._sealer = sealer
         self._random = random
         self._own: tuple[str, ...] = ()
@@ -81,6 +90,23 @@ class Core:
         self._prune_at: float | None = None
         self._handshakes = Handshakes(identity, self.peers.__contains__, self._facts, random)
         self._load(remembered)
+
+    # What the edge shows
+
+    @property
+    def ipv4(self) -> ipaddress.IPv4Address | None:
+        """The node's own IPv4 overlay address."""
+        return self.claims.own.address if self.claims.own else None
+
+    @property
+    def ipv6(self) -> ipaddress.IPv6Address:
+        """The node's own IPv6 overlay address."""
+        return self.claims.ipv6
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What people have to know."""
+        return (self.claims.exhausted,) if self.claims.exhausted else ()
 
     # In and out
 
@@ -143,6 +169,44 @@ class Core:
             self.liveness.next_timer(),
         )
         return min((one for one in times if one is not None), default=None)
+
+    # What the ledger wants
+
+    def contacts(self) -> frozenset[bytes]:
+        """Return the members to which `carry` can send now."""
+        return frozenset(peer.node_id for peer in self.peers.values() if peer.up)
+
+    def carry(self, node_id: bytes, data: bytes, now: Now) -> list[events.Action]:
+        """Return what brings a ledger message to an accepted member; nothing if there is no way."""
+        return []
+
+    def catch_up(self, node_id: bytes, data: bytes, now: Now) -> list[events.Action]:
+        """Return what brings up to 8 KiB to a member that may lack the current secret."""
+        return []
+
+    def expel(self, node_id: bytes, cause: str, detail: str, now: Now) -> list[events.Action]:
+        """Return what throws a member out at once."""
+        return []
+
+    def set_addresses(
+        self,
+        own: ipaddress.IPv4Address | None,
+        others: Mapping[bytes, ipaddress.IPv4Address],
+        now: Now,
+    ) -> list[events.Action]:
+        """Decide the overlay's IPv4 addresses; what handshakes claim counts no more."""
+        return []
+
+    def set_secrets(self, secrets: Mapping[int, bytes], current: int, since_unix: float) -> None:
+        """Take up the secrets of the epochs; what follows from it is due at once."""
+
+    def ask_time(self, now: Now) -> list[events.Action]:
+        """Return what asks everybody within reach for the time."""
+        return []
+
+    def doubt(self, node_id: bytes, now: Now) -> list[events.Action]:
+        """Probe a member that somebody suspects."""
+        return []
 
     # Datagrams
 

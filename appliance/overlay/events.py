@@ -29,11 +29,15 @@ class ProbeReceived:
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """A member may be at these endpoints; empty: no longer. ``wait`` seconds before trying."""
+    """A member may be at these endpoints; empty: no longer. ``wait`` seconds before trying.
+
+    ``epoch``: under whose names it was found; None: the current one.
+    """
 
     key: str
     endpoints: tuple[Endpoint, ...]
     wait: float = 0.0
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +136,94 @@ class Log:
     fields: Mapping[str, object]
 
 
-Action = Send | SendInside | SetPeer | KeepOnlyPeers | SetAddresses | ReadStats | Remember | Log
+@dataclass(frozen=True, slots=True)
+class RemovePeer:
+    """Remove WireGuard's peer before anything else, and forget what was still to be set for it."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FlushConntrack:
+    """Forget the connections from and to these overlay addresses."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Send a datagram to everybody on the uplinks, to the control port."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EpochsChanged:
+    """The core's keyring has changed: announce the node under its names from now on."""
+
+
+# What the core tells its owner
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A member sent this by `Core.carry`."""
+
+    peer: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """A member sent this by `Core.catch_up`."""
+
+    peer: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A member spoke in an epoch before ours: it lacks the newer secrets."""
+
+    peer: bytes
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedBy:
+    """A member said, signed, that it does not let this node in."""
+
+    node_id: bytes
+    name: str
+    cause: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimeTold:
+    """A member said, signed and just now, what its clock shows; `timekeeper.Quality` of it."""
+
+    node_id: bytes
+    ms: int
+    quality: int
+
+
+Action = (
+    Send
+    | SendInside
+    | SetPeer
+    | RemovePeer
+    | KeepOnlyPeers
+    | FlushConntrack
+    | SetAddresses
+    | ReadStats
+    | Remember
+    | Broadcast
+    | EpochsChanged
+    | Log
+    | Delivered
+    | CaughtUp
+    | Behind
+    | RefusedBy
+    | TimeTold
+)

@@ -14,28 +14,24 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from appliance.overlay import addresses, events, links
+from appliance.overlay.brain import STORE_PREFIX, Brain, make_core, refused_ranges
 from appliance.overlay.clock import Now
 from appliance.overlay.config import FWMARK, OverlayConfig
 from appliance.overlay.control_socket import ControlSocket, open_plain, open_raw
-from appliance.overlay.core import Core, CoreConfig
-from appliance.overlay.endpoint import Endpoint, IPNetwork, parse_endpoint
+from appliance.overlay.endpoint import Endpoint, parse_endpoint
 from appliance.overlay.errors import OverlayError
 from appliance.overlay.inside import InsideSocket
 from appliance.overlay.mdns import Mdns
 from appliance.overlay.otp import Seed
-from appliance.overlay.peers import Peer
-from appliance.overlay.refusals import Refusal
-from appliance.overlay.seal import Sealer
+from appliance.overlay.status import OverlayStatus, PeerStatus, peer_status
 from appliance.overlay.wireguard import Device, PeerState, PeerTable, WireGuard
 from appliance.problem import Problem
 from appliance.store import Store
@@ -50,40 +46,25 @@ T = TypeVar("T")
 SEED_SECONDS = 120.0
 REVIVE_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 5.0
-STORE_PREFIX = "overlay/"
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """A member as it is now. ``rtt_ms`` and ``handshake_age_s``: None if not known."""
-
-    node_id: bytes
-    name: str
-    addresses: tuple[str, ...]
-    endpoint: str
-    path: str
-    rtt_ms: float | None
-    handshake_age_s: float | None
-    up: bool
-
-
-@dataclass(frozen=True, slots=True)
-class OverlayStatus:
-    """The overlay as it is now; ``mode`` is ``kernel``, ``userspace`` or ``off``."""
-
-    interface: str
-    mode: str
-    addresses: tuple[str, ...]
-    listen_port: int
-    peers: tuple[PeerStatus, ...]
-    refusals: tuple[Refusal, ...]
-    problems: tuple[Problem, ...]
 
 
 class Overlay:
     """Finds the members of the network and keeps the encrypted paths to them."""
 
-    def __init__(self, identity: Identity, store: Store, config: OverlayConfig) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        store: Store,
+        config: OverlayConfig,
+        *,
+        brain: Brain | None = None,
+        perform_other: Callable[[events.Action], None] | None = None,
+        unix: Callable[[float], float] | None = None,
+    ) -> None:
+        """``perform_other`` gets the actions that are none of the edge's.
+
+        ``unix`` turns monotonic into Unix seconds; None: the machine's clock.
+        """
         self._identity = identity
         self._store = store
         self._config = config
@@ -91,21 +72,12 @@ class Overlay:
         self._vpn = settings.vpn
         self._host_range = ipaddress.IPv4Network(settings.host_range)
         self._ula = addresses.ula_prefix(identity.network.network_id)
-        self._refused: tuple[IPNetwork, ...] = (
-            self._host_range,
-            self._ula,
-            ipaddress.IPv4Network(settings.pod_cidr),
-            ipaddress.IPv4Network(settings.service_cidr),
-        )
+        self._refused = refused_ranges(identity)
         network = identity.network
         self._seed = Seed(network.otp_seed, network.epoch, config.slot_seconds)
-        self._core = Core(
-            identity,
-            CoreConfig(config.listen_port, self._vpn, self._host_range, self._refused),
-            Sealer(self._seed),
-            random=os.urandom,
-            remembered=store.items(STORE_PREFIX),
-        )
+        self._brain = brain or make_core(identity, config, store.items(STORE_PREFIX))
+        self._perform_other = perform_other
+        self._clock = unix or self._machine_clock
         self._worker: ThreadPoolExecutor | None = None
         self._table: PeerTable | None = None
         self._control: ControlSocket | None = None
@@ -145,7 +117,7 @@ class Overlay:
             self._feed,
             clock=self._unix,
         )
-        for action in self._core.start(adopted, self._now()):
+        for action in self._brain.start(adopted, self._now()):
             await self._perform(action)
         if self._vpn:
             self._open_inside()
@@ -187,15 +159,15 @@ class Overlay:
 
     def snapshot(self) -> OverlayStatus:
         """Return what is so now, from memory."""
-        core, unix = self._core, self._unix()
-        own = [str(core.claims.own.address)] if core.claims.own else []
+        brain, unix = self._brain, self._unix()
+        own = [str(brain.ipv4)] if brain.ipv4 else []
         return OverlayStatus(
             interface=self._config.interface if self._vpn else "",
             mode=self._table.wireguard.mode if self._table else "off",
-            addresses=(*own, str(core.claims.ipv6)) if self._vpn else (),
+            addresses=(*own, str(brain.ipv6)) if self._vpn else (),
             listen_port=self._config.listen_port,
-            peers=tuple(_peer_status(peer, unix) for peer in core.peers.values()),
-            refusals=tuple(core.refusals),
+            peers=tuple(peer_status(peer, unix) for peer in brain.peers.values()),
+            refusals=tuple(brain.refusals),
             problems=self._problems(),
         )
 
@@ -205,22 +177,34 @@ class Overlay:
         return Now(time.monotonic(), self._unix())
 
     def _unix(self) -> float:
+        return self._clock(time.monotonic())
+
+    def _machine_clock(self, _mono: float) -> float:
         # A machine without a clock of its own may boot in 1970.
         return max(time.time(), float(self._identity.time_floor))
 
     def _feed(self, event: events.Event) -> None:
         if self._stopped:
             return
-        for action in self._core.handle(event, self._now()):
+        for action in self._brain.handle(event, self._now()):
             # What needs no waiting keeps its place only among its kind: a datagram that follows a
             # peer must find the peer there.
             self._queue.put_nowait(action)
         self._set_timer()
 
+    def enact(self, actions: Iterable[events.Action]) -> None:
+        """Perform what the brain wants outside of an event, and look when it wants a tick."""
+        if self._stopped:
+            return
+        for action in actions:
+            self._queue.put_nowait(action)
+        if self._worker is not None:
+            self._set_timer()
+
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        at = self._core.next_timer()
+        at = self._brain.next_timer()
         if at is None:
             return
         wait = max(at - time.monotonic(), 0.0)
@@ -253,7 +237,7 @@ class Overlay:
         self._revive_at = time.monotonic() + REVIVE_SECONDS
         try:
             await self._open_tunnel()
-            for action in self._core.tunnel():
+            for action in self._brain.tunnel():
                 await self._perform(action)
             self._open_inside()
         except OverlayError as error:
@@ -267,7 +251,7 @@ class Overlay:
             self._inside.close(loop)
             self._inside = None
         self._inside = InsideSocket.open(
-            self._core.claims.ipv6, self._config.probe_port, self._config.interface
+            self._brain.ipv6, self._config.probe_port, self._config.interface
         )
         self._inside.listen(loop, self._inside_received)
 
@@ -287,13 +271,25 @@ class Overlay:
             case events.Log(level, message, fields):
                 extra = {f"skerry_{name}": value for name, value in fields.items()}
                 log.log(level, "%s", message, extra=extra)
-            case _ if self._table is not None:
-                await self._perform_on_tunnel(action, self._table)
+            case (
+                events.SetPeer()
+                | events.RemovePeer()
+                | events.KeepOnlyPeers()
+                | events.ReadStats()
+                | events.SetAddresses()
+                | events.FlushConntrack()
+            ):
+                if self._table is not None:
+                    await self._perform_on_tunnel(action, self._table)
+            case _ if self._perform_other is not None:
+                self._perform_other(action)
 
     async def _perform_on_tunnel(self, action: events.Action, table: PeerTable) -> None:
         match action:
             case events.SetPeer(key, endpoint, allowed):
                 await self._blocking(partial(table.set, key, endpoint, allowed))
+            case events.RemovePeer(key):
+                await self._blocking(partial(table.remove, key))
             case events.KeepOnlyPeers(keys):
                 for key in (await self._blocking(table.read)).keys() - keys:
                     log.info("removing a peer that nobody vouched for since the start")
@@ -383,8 +379,7 @@ class Overlay:
 
     def _problems(self) -> tuple[Problem, ...]:
         problems = list(self._failed.values())
-        if self._core.claims.exhausted is not None:
-            problems.append(self._core.claims.exhausted)
+        problems += self._brain.problems
         clash = [one for one in self._uplinks if self._inside_range(one.host)]
         if clash:
             problems.append(
@@ -434,18 +429,4 @@ def _stats(found: Mapping[bytes, PeerState]) -> events.TunnelStats:
             key: events.TunnelPeer(one.endpoint, one.handshake, one.received, one.sent)
             for key, one in found.items()
         }
-    )
-
-
-def _peer_status(peer: Peer, unix: float) -> PeerStatus:
-    own = [str(peer.ipv4)] if peer.ipv4 else []
-    return PeerStatus(
-        node_id=peer.node_id,
-        name=peer.member.name,
-        addresses=(*own, str(peer.ipv6)),
-        endpoint=str(peer.endpoint) if peer.endpoint else "",
-        path="lan" if peer.up else "",
-        rtt_ms=peer.rtt * 1000 if peer.rtt is not None else None,
-        handshake_age_s=max(unix - peer.handshake, 0.0) if peer.handshake else None,
-        up=peer.up,
     )

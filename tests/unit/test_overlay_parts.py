@@ -305,7 +305,7 @@ def test_no_path_leads_into_the_ranges_of_overlay_pods_and_services(tmp_path: Pa
     store = Store.open(tmp_path / "state.db")
     overlay = Overlay(make_identity(network=network), store, OverlayConfig())
     store.close()
-    refused = overlay._core.config.refused
+    refused = overlay._brain.config.refused
     inside = str(next(one for one in refused if one.version == 6)[9])
     for host in ("10.10.1.1", "10.50.1.1", "10.60.0.1", inside):
         assert not is_candidate(host, own=(), refused=refused)
