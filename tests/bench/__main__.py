@@ -8,12 +8,17 @@ import time
 
 from skerry.console import format_elapsed, note
 from skerry.errors import SkerryError
-from tests.bench import boot, footprint, gossip
+from tests.bench import boot, footprint, formation, gossip
 from tests.bench.harness import ROOT, Benchmark, draw, machine, write
 
 BENCHMARKS = {
     benchmark.name: benchmark
-    for benchmark in (boot.BENCHMARK, footprint.BENCHMARK, gossip.BENCHMARK)
+    for benchmark in (
+        boot.BENCHMARK,
+        footprint.BENCHMARK,
+        formation.BENCHMARK,
+        gossip.BENCHMARK,
+    )
 }
 
 

@@ -9,8 +9,10 @@ Recipe::
         two.start(network.token())
         wait_until(lambda: one.sees(two) and two.sees(one), 20, "they meet")
 
-Everything has a name of its own, and is taken away again whatever happens: processes by the
-namespaces they run in, namespaces, sockets, folders.
+`Lab.crowd` makes many at a time, `Lab.cut` parts the LAN in two and `Lab.heal` joins it again,
+`Lab.lan` adds a LAN that only a `Lab.router` leads to. Everything has a name of its own, and is
+taken away again whatever happens: processes by the namespaces they run in, namespaces, sockets,
+folders.
 """
 
 from __future__ import annotations
@@ -21,11 +23,15 @@ import re
 import secrets
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,6 +46,9 @@ from provisioning.token import Token, make_token
 ROOT = Path(__file__).resolve().parents[2]
 SOCKETS = Path("/var/run/wireguard")
 PORT = 51820
+# All namespaces share the kernel's neighbour table; every node of 32 has all others in it.
+NEIGHBOURS = Path("/proc/sys/net/ipv4/neigh/default")
+NEIGHBOURS_MAX = 16384
 _MASK = "24"
 
 
@@ -62,6 +71,15 @@ def run(*command: str, check: bool = True) -> str:
     if check and done.returncode != 0:
         raise LabError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
+
+
+def feed(text: str, *command: str) -> None:
+    """Run a command that reads the text."""
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode != 0:
+        raise LabError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
 
 
 class Network:
@@ -88,35 +106,41 @@ class Network:
         return make_token(self.info, self.root_seed, now=issued, expires=expires)
 
 
+@dataclass(frozen=True, slots=True)
+class Lan:
+    """A bridge in the switch's namespace, and the first three numbers of its addresses."""
+
+    bridge: str
+    prefix: str
+
+    @property
+    def router(self) -> str:
+        """Where a router of this LAN is, if it has one."""
+        return f"{self.prefix}.1"
+
+
 class Node:
     """A namespace on the LAN, and a supervisor in it."""
 
-    def __init__(self, lab: Lab, number: int) -> None:
+    def __init__(self, lab: Lab, number: int, lan: Lan) -> None:
         self.lab = lab
         self.number = number
+        self.lan = lan
+        self.name = f"node{number}"
         self.namespace = f"{lab.tag}n{number}"
         self.interface = f"{lab.tag}{number}"
-        self.address = f"192.168.77.{10 + number}"
+        self.port = f"{lab.tag}p{number}"
+        self.address = f"{lan.prefix}.{10 + number}"
         self.folder = lab.folder / f"node{number}"
         self.state_dir = self.folder / "state"
         self.run_dir = self.folder / "run"
         self.log = self.folder / "log"
+        self.clock = self.folder / "clock"
         self.process: subprocess.Popen[bytes] | None = None
         for folder in (self.state_dir, self.run_dir):
             folder.mkdir(parents=True, mode=0o700)
         run("ip", "netns", "add", self.namespace)
-        self.ip("link", "set", "lo", "up")
-        self._plug()
-
-    def _plug(self) -> None:
-        outer = f"{self.lab.tag}p{self.number}"
-        run(
-            *("ip", "-n", self.lab.switch, "link", "add", outer, "type", "veth"),
-            *("peer", "name", "eth0", "netns", self.namespace),
-        )
-        run("ip", "-n", self.lab.switch, "link", "set", outer, "master", "lan", "up")
-        self.ip("addr", "add", f"{self.address}/{_MASK}", "brd", "+", "dev", "eth0")
-        self.ip("link", "set", "eth0", "up")
+        self.lab.plug(self.namespace, self.port, "eth0", lan, self.address)
 
     def ip(self, *words: str) -> str:
         """Run ``ip`` in the namespace."""
@@ -135,19 +159,56 @@ class Node:
 
     # The supervisor
 
-    def start(self, token: Token | None = None, *, name: str | None = None) -> None:
-        """Start a supervisor; with a token, it is offered that one."""
-        words = [sys.executable, "-m", "skerry", "supervisor", "run"]
+    def start(
+        self,
+        token: Token | None = None,
+        *,
+        name: str | None = None,
+        clock: float | None = None,
+        profile: Path | None = None,
+    ) -> None:
+        """Start a supervisor; with a token, it is offered that one.
+
+        ``clock``: seconds that its clock is ahead, to be changed by `set_clock` later on.
+        ``profile``: the file for cProfile's figures, written when the supervisor stops.
+        """
+        words = [sys.executable, "-m"]
+        if clock is None and profile is None:
+            words += ["skerry"]
+        else:
+            words += ["tests.netns.launcher"]
+            if clock is not None:
+                self.set_clock(clock)
+                words += ["--clock", str(self.clock)]
+            if profile is not None:
+                words += ["--profile", str(profile)]
+            words += ["--"]
+        words += ["supervisor", "run"]
         words += ["--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir)]
         words += ["--interface", self.interface, "--wireguard", "userspace"]
         words += ["--wireguard-go", str(self.lab.wireguard_go), "--listen-port", str(PORT)]
-        words += ["--name", name or f"node{self.number}"]
+        words += ["--name", name or self.name]
         if token is not None:
             path = self.folder / "token"
             path.write_text(token.text())
             path.chmod(0o600)
             words += ["--token-file", str(path)]
         self._spawn(words)
+
+    def set_clock(self, ahead: float) -> None:
+        """Set how many seconds the clock of a supervisor with one of its own is ahead."""
+        with self.clock.open("r+b" if self.clock.exists() else "wb") as file:
+            file.write(struct.pack("d", ahead))
+
+    def give(self, token: Token) -> None:
+        """Hand a running supervisor its token, and wait until it is a node."""
+        self.api("POST", "/v1/token", token.text().encode())
+
+    def api(
+        self, method: str, path: str, body: bytes | None = None, *, timeout: float = 15
+    ) -> dict[str, Any]:
+        """Call the local API. Raises ApiError."""
+        return call(method, path, body, socket_path=self.run_dir / "api.sock", timeout=timeout)
 
     def start_module(self, module: str, *words: str) -> None:
         """Start a Python module in the supervisor's place."""
@@ -190,7 +251,7 @@ class Node:
     def status(self) -> dict[str, Any]:
         """Return the status document; empty while nobody answers."""
         try:
-            return call("GET", "/v1/status", socket_path=self.run_dir / "api.sock")
+            return self.api("GET", "/v1/status")
         except ApiError:
             return {}
 
@@ -252,29 +313,27 @@ class Lab:
         self.switch = f"{self.tag}lan"
         self.folder = Path(tempfile.mkdtemp(prefix="skerry-lab-"))
         self.nodes: list[Node] = []
+        self.home = Lan("lan", "192.168.77")
+        self._routers: list[str] = []
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
         try:
+            if int((NEIGHBOURS / "gc_thresh3").read_text()) < NEIGHBOURS_MAX:
+                for name in ("gc_thresh3", "gc_thresh2"):
+                    (NEIGHBOURS / name).write_text(str(NEIGHBOURS_MAX))
             run("ip", "netns", "add", self.switch)
-            run("ip", "-n", self.switch, "link", "add", "lan", "type", "bridge")
-            run(
-                "ip",
-                "-n",
-                self.switch,
-                "link",
-                "set",
-                "lan",
-                "type",
-                "bridge",
-                "mcast_snooping",
-                "0",
-            )
-            run("ip", "-n", self.switch, "link", "set", "lan", "up")
+            for bridge in ("lan", "apart"):
+                self._bridge(bridge)
         except BaseException:
             self.close()
             raise
         return self
+
+    def _bridge(self, name: str) -> None:
+        words = ("ip", "-n", self.switch, "link")
+        run(*words, "add", name, "type", "bridge", "mcast_snooping", "0")
+        run(*words, "set", name, "up")
 
     def __exit__(
         self,
@@ -287,21 +346,88 @@ class Lab:
                 sys.stderr.write(f"--- log of node {node.number}\n{node.log_text()[-6000:]}\n")
         self.close()
 
-    def node(self) -> Node:
+    def node(self, lan: Lan | None = None) -> Node:
         """Add a node to the LAN."""
-        node = Node(self, next(self._numbers))
+        node = Node(self, next(self._numbers), lan or self.home)
         self.nodes.append(node)
         return node
 
+    def crowd(self, count: int) -> list[Node]:
+        """Add many nodes to the LAN."""
+        with ThreadPoolExecutor(4) as workers:
+            return list(workers.map(lambda _: self.node(), range(count)))
+
+    # The network between them
+
+    def plug(self, namespace: str, port: str, interface: str, lan: Lan, address: str) -> None:
+        """Connect a namespace to a LAN under an address."""
+        run(
+            *("ip", "-n", self.switch, "link", "add", port, "type", "veth"),
+            *("peer", "name", interface, "netns", namespace),
+        )
+        run("ip", "-n", self.switch, "link", "set", port, "master", lan.bridge, "up")
+        for words in (
+            ("link", "set", "lo", "up"),
+            ("addr", "add", f"{address}/{_MASK}", "brd", "+", "dev", interface),
+            ("link", "set", interface, "up"),
+        ):
+            run("ip", "-n", namespace, *words)
+
+    def cut(self, nodes: Iterable[Node]) -> None:
+        """Take these nodes away from the others; among themselves they stay connected."""
+        self._move((node.port for node in nodes), "apart")
+
+    def heal(self) -> None:
+        """Undo what `cut` did."""
+        self._move((node.port for node in self.nodes if node.lan == self.home), "lan")
+
+    def _move(self, ports: Iterable[str], bridge: str) -> None:
+        lines = "".join(f"link set {port} master {bridge}\n" for port in ports)
+        feed(lines, "ip", "-n", self.switch, "-batch", "-")
+
+    def lan(self, prefix: str) -> Lan:
+        """Add a LAN (``10.1.2``) that nothing leads to but a `router`."""
+        made = Lan(f"lan{prefix.replace('.', '-')}"[:15], prefix)
+        self._bridge(made.bridge)
+        return made
+
+    def router(self, lans: Sequence[Lan], *, hidden: Collection[Lan] = ()) -> None:
+        """Route between LANs; nodes of the ``hidden`` ones go out under the router's address."""
+        namespace = f"{self.tag}r{len(self._routers)}"
+        run("ip", "netns", "add", namespace)
+        self._routers.append(namespace)
+        for number, lan in enumerate(lans):
+            port = f"{namespace}p{number}"
+            self.plug(namespace, port, f"eth{number}", lan, lan.router)
+        inside = run("ip", "netns", "exec", namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        assert not inside
+        rules = "".join(
+            f"ip saddr {lan.prefix}.0/24 ip daddr != {lan.prefix}.0/24 masquerade\n"
+            for lan in hidden
+        )
+        # From outside nothing gets in that was not asked for.
+        doors = "".join(
+            f"ip daddr {lan.prefix}.0/24 ct state new ip saddr != {lan.prefix}.0/24 drop\n"
+            for lan in hidden
+        )
+        feed(
+            "table ip lab {\n"
+            f"chain out {{ type nat hook postrouting priority srcnat;\n{rules}}}\n"
+            f"chain through {{ type filter hook forward priority filter;\n{doors}}}\n"
+            "}\n",
+            *("ip", "netns", "exec", namespace, "nft", "-f", "-"),
+        )
+        for node in self.nodes:
+            if node.lan in lans:
+                node.ip("route", "replace", "default", "via", node.lan.router)
+
     def close(self) -> None:
         """Take everything away."""
-        namespaces = [self.switch, *(f"{self.tag}n{node.number}" for node in self.nodes)]
+        namespaces = [self.switch, *self._routers, *(node.namespace for node in self.nodes)]
         for namespace in namespaces:
             for pid in run("ip", "netns", "pids", namespace, check=False).split():
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
         for node in self.nodes:
             if node.process is not None:
                 node.process.wait(10)

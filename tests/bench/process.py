@@ -1,0 +1,27 @@
+"""What processes and interfaces cost, from /proc."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return a process's processor time so far (proc(5): task/*/schedstat)."""
+    # The scheduler's own nanoseconds: ticks (utime, stime) miss work that is shorter than a tick.
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def busy_seconds() -> float:
+    """Return the processor time of all cores so far that was not idle."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, words)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the smallest value that at least so many percent do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
