@@ -148,9 +148,9 @@ class Core:
                 self._datagram(data, source, now, actions)
             case events.ProbeReceived(data, source):
                 self._inside(data, source, now, actions)
-            case events.Discovered(key, endpoints, wait):
+            case events.Discovered(key, endpoints, wait, _, node_id):
                 usable = tuple(one for one in endpoints if self._usable(one))
-                self._leads.set(key, usable, now.mono + wait)
+                self._leads.set(key, usable, now.mono + wait, node_id)
             case events.LocalAddresses(hosts):
                 self._moved(hosts, now, actions)
             case events.TunnelStats(peers):

@@ -31,13 +31,15 @@ class ProbeReceived:
 class Discovered:
     """A member may be at these endpoints; empty: no longer. ``wait`` seconds before trying.
 
-    ``epoch``: under whose names it was found; None: the current one.
+    ``epoch``: under whose names it was found; None: the current one. ``node_id``: who it is, if
+    that is known: then nobody is greeted there while that member is up.
     """
 
     key: str
     endpoints: tuple[Endpoint, ...]
     wait: float = 0.0
     epoch: int | None = None
+    node_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,13 @@ class Leads:
     def __len__(self) -> int:
         return len(self._leads)
 
-    def set(self, key: str, endpoints: tuple[Endpoint, ...], due: float) -> None:
+    def set(
+        self,
+        key: str,
+        endpoints: tuple[Endpoint, ...],
+        due: float,
+        node_id: bytes | None = None,
+    ) -> None:
         """Learn or replace a lead; an unchanged one keeps its pace."""
         old = self._leads.get(key)
         if old is not None and old.endpoints == endpoints:
@@ -41,7 +47,8 @@ class Leads:
         if old is None and len(self._leads) >= LEADS_MAX:
             # The oldest hint goes; where peers were is kept in the peers themselves.
             del self._leads[next(iter(self._leads))]
-        self._leads[key] = Lead(endpoints, due, node_id=old.node_id if old else None)
+        known = old.node_id if old else None
+        self._leads[key] = Lead(endpoints, due, node_id=node_id or known)
 
     def drop(self, key: str) -> None:
         """Forget a lead."""

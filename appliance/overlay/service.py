@@ -16,7 +16,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -58,7 +58,7 @@ class Overlay:
         config: OverlayConfig,
         *,
         brain: Brain | None = None,
-        perform_other: Callable[[events.Action], None] | None = None,
+        perform_other: Callable[[events.Action], Awaitable[None]] | None = None,
         unix: Callable[[float], float] | None = None,
     ) -> None:
         """``perform_other`` gets the actions that are none of the edge's.
@@ -282,7 +282,7 @@ class Overlay:
                 if self._table is not None:
                     await self._perform_on_tunnel(action, self._table)
             case _ if self._perform_other is not None:
-                self._perform_other(action)
+                await self._perform_other(action)
 
     async def _perform_on_tunnel(self, action: events.Action, table: PeerTable) -> None:
         match action:
