@@ -38,6 +38,7 @@ from typing import Any, Self
 
 from appliance.api.client import ApiError, call
 from image import wireguard_go
+from image.artifacts import cache_directory
 from provisioning.keys import public_key
 from provisioning.network import NetworkInfo
 from provisioning.settings import Settings
@@ -50,6 +51,9 @@ PORT = 51820
 NEIGHBOURS = Path("/proc/sys/net/ipv4/neigh/default")
 NEIGHBOURS_MAX = 16384
 _MASK = "24"
+_NOT_FOR_SUPERVISORS = frozenset(
+    {"JOURNAL_STREAM", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "PYTHONDONTWRITEBYTECODE"}
+)
 
 
 class LabError(AssertionError):
@@ -216,11 +220,11 @@ class Node:
 
     def _spawn(self, words: Sequence[str]) -> None:
         environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in {"JOURNAL_STREAM", "NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY"}
+            name: value for name, value in os.environ.items() if name not in _NOT_FOR_SUPERVISORS
         }
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+        # As in an image, nothing is compiled at a start; the checkout stays clean.
+        environment["PYTHONPYCACHEPREFIX"] = str(cache_directory() / "bytecode")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(*words),
