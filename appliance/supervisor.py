@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from appliance import lifecycle, machine
 from appliance.api.http import HttpError, Request
-from appliance.api.server import Answer, ApiServer, Handler
+from appliance.api.ledger import ledger_routes
+from appliance.api.node import node_routes
+from appliance.api.openapi import described
+from appliance.api.router import Answer, Handler, Route
+from appliance.api.server import ApiServer
 from appliance.config import SupervisorConfig
 from appliance.journal import Redactor
 from appliance.lifecycle import Lifecycle
@@ -42,6 +46,7 @@ from provisioning.token import Token
 from skerry.errors import SkerryError
 
 if TYPE_CHECKING:
+    from appliance.ledger.access import LedgerAccess
     from appliance.overlay.service import OverlayStatus
 
 log = logging.getLogger(__name__)
@@ -95,6 +100,7 @@ class Supervisor:
         self._in_hand: tuple[Token, Found | None] | None = None
         self._failed_at = float("-inf")
         self._overlay: OverlayEdge | None = None
+        self._ledger: LedgerAccess | None = None
         self._release = machine.read_release()
         self._facts = Lifecycle()
         self._state_since = time.monotonic()
@@ -132,13 +138,10 @@ class Supervisor:
         self._stopping.set()
         self._awake.set()
 
-    def routes(self) -> dict[tuple[str, str], Handler]:
-        """Return the API's table."""
-        return {
-            ("GET", "/v1/status"): self._get_status,
-            ("GET", "/v1/health"): self._get_health,
-            ("POST", "/v1/token"): self._post_token,
-        }
+    def routes(self) -> dict[tuple[str, str], Route | Handler]:
+        """Return the API's table, with what there is to say of each route."""
+        node = node_routes(status=self._get_status, health=self._get_health, token=self._post_token)
+        return described({**node, **ledger_routes(lambda: self._ledger)})
 
     # The life cycle
 

@@ -2,12 +2,13 @@
 
 Not aiohttp: its server adds 13 MiB to a supervisor that is to stay under 60 MB, and what speaks
 here is our own client, or curl, over a unix socket: one request a connection, no chunked bodies.
+Nor h11: all that it adds is what is refused here (chunks, upgrades, further requests).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -15,6 +16,7 @@ HEAD_LIMIT = 8 * 1024
 BODY_LIMIT = 64 * 1024
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _TARGET = re.compile(r"/[!-~]*", re.ASCII)
+_ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{2})|)")
 
 
 class HttpError(Exception):
@@ -29,12 +31,31 @@ class HttpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request; header names are in lower case."""
+    """A request; header names are in lower case.
+
+    ``path`` is as it was sent; ``query`` and ``parameters`` (what a route's template names in the
+    path, filled in by the router) are decoded.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    query: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer that is sent in parts and ends with the connection.
+
+    ``lasting``: it goes on until the client leaves (events); only a few of those are served at
+    once. ``chunks`` is closed when the client is gone.
+    """
+
+    content_type: str
+    chunks: AsyncGenerator[bytes, None]
+    lasting: bool = False
 
 
 def parse_head(data: bytes) -> tuple[Request, int]:
@@ -75,7 +96,39 @@ def parse_head(data: bytes) -> tuple[Request, int]:
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"the request has {int(length)} bytes, at most {BODY_LIMIT} are taken",
         )
-    return Request(method, target.partition("?")[0], headers), int(length)
+    path, _, query = target.partition("?")
+    return Request(method, path, headers, query=parse_query(query)), int(length)
+
+
+def parse_query(text: str) -> dict[str, str]:
+    """Return the parameters after the ``?``; each has a name and a ``=``, and comes once.
+
+    A ``+`` is a plus: what a form would do is not done here. Raises HttpError.
+    """
+    found: dict[str, str] = {}
+    for part in text.split("&") if text else ():
+        name, equals, value = part.partition("=")
+        name = decode_percent(name)
+        if not equals or not name:
+            raise _bad(f"the query {text[:80]!r} is not of the form name=value&name=value")
+        if name in found:
+            raise _bad(f"{name[:80]!r} is given twice in the query")
+        found[name] = decode_percent(value)
+    return found
+
+
+def decode_percent(text: str) -> str:
+    """Return text with its ``%XX`` decoded (RFC 3986, 2.1), as UTF-8 without control characters.
+
+    :raises HttpError: a lone ``%``, bytes that are no UTF-8, a control character.
+    """
+    try:
+        found = _ESCAPE.sub(lambda one: bytes([int(one[1], 16)]), text.encode("ascii")).decode()
+    except (TypeError, ValueError):
+        raise _bad(f"{text[:80]!r} has a % without two digits, or is not UTF-8") from None
+    if any(ord(one) < 32 or 127 <= ord(one) < 160 for one in found):
+        raise _bad(f"{text[:80]!r} has a control character in it")
+    return found
 
 
 def response(
@@ -91,6 +144,17 @@ def response(
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body
+
+
+def stream_head(content_type: str) -> bytes:
+    """Return the head of an answer whose length is not known; it ends with the connection."""
+    lines = [
+        "HTTP/1.1 200 OK",
+        f"Content-Type: {content_type}",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
 
 
 def _bad(message: str) -> HttpError:

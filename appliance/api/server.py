@@ -1,7 +1,8 @@
 """The local API: HTTP on a unix socket, for root, the supervisor's user and its group only.
 
 The kernel tells who is at the other end (SO_PEERCRED), so there is nothing to steal or to guess.
-Errors are JSON: ``{"error": ..., "hint": ...}``.
+Errors are JSON: ``{"error": ..., "hint": ...}``. A streamed answer goes as fast as its client
+reads; who does not read for a while is cut off.
 """
 
 from __future__ import annotations
@@ -11,30 +12,40 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
 import msgspec
 
-from appliance.api.http import HEAD_LIMIT, HttpError, Request, parse_head, response
+from appliance.api.http import (
+    HEAD_LIMIT,
+    HttpError,
+    Streamed,
+    parse_head,
+    response,
+    stream_head,
+)
+from appliance.api.router import Answer, Handler, Router, Table
 from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
 CONNECTIONS = 32
+# Of these, so many may last: the others stay free for questions.
+STREAMS = 16
+STALLED_SECONDS = 10.0
+STREAM_SECONDS = 300.0
+STREAM_BUFFER = 64 * 1024
 DISCARD_LIMIT = 1024 * 1024
 SOCKET_MODE = 0o660
 _SO_PEERGROUPS = 59  # socket(7); Python has no name for it
 _CREDENTIALS = struct.Struct("3i")
 _GETSOCKOPT_LIMIT = 1024  # bytes; Python's own
 
-# A body is what is sent as JSON.
-Answer = tuple[HTTPStatus, object]
-Handler = Callable[[Request], Awaitable[Answer]]
+__all__ = ["Answer", "ApiServer", "Handler", "Peer", "is_allowed", "peer_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +79,18 @@ class ApiServer:
     def __init__(
         self,
         path: Path,
-        routes: Mapping[tuple[str, str], Handler],
+        routes: Table,
         *,
         own_uid: int | None = None,
         own_gid: int | None = None,
     ) -> None:
         self._path = path
-        self._routes = dict(routes)
+        self._router = Router(routes)
         self._own_uid = os.geteuid() if own_uid is None else own_uid
         self._own_gid = os.getegid() if own_gid is None else own_gid
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._streams = 0
 
     async def start(self) -> None:
         """Listen. A socket left by a process before us is replaced. Raises OSError."""
@@ -117,11 +129,12 @@ class ApiServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                writer.write(await self._answer(reader, writer.get_extra_info("socket")))
-                await writer.drain()
-                # A socket closed with unread data in it would take our answer with it.
-                writer.write_eof()
-                await _discard(reader)
+                answer = await self._answer(reader, writer.get_extra_info("socket"))
+                if isinstance(answer, bytes):
+                    writer.write(answer)
+                    await _end(reader, writer)
+                    return
+            await self._stream(reader, writer, answer)
         except (ConnectionError, EOFError, TimeoutError):
             log.debug("a client of the local API went away")
         finally:
@@ -129,11 +142,15 @@ class ApiServer:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    async def _answer(self, reader: asyncio.StreamReader, connection: socket.socket) -> bytes:
+    async def _answer(
+        self, reader: asyncio.StreamReader, connection: socket.socket
+    ) -> bytes | Streamed:
         try:
             self._check(connection)
-            request = await _read_request(reader)
-            status, body = await self._handle(request)
+            answer = await self._handle(reader)
+            if isinstance(answer, Streamed):
+                return answer
+            status, body = answer
         except (ConnectionError, EOFError, TimeoutError):
             raise
         except HttpError as error:
@@ -149,6 +166,23 @@ class ApiServer:
                 "hint": "The journal has the details: journalctl -u skerry -p err",
             }
         return response(status, msgspec.json.encode(body))
+
+    async def _stream(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Streamed
+    ) -> None:
+        self._streams += answer.lasting
+        try:
+            await (_last if answer.lasting else _pump)(reader, writer, answer)
+        except (ConnectionError, EOFError, TimeoutError):
+            # What the client has not taken by now must not keep the connection open.
+            writer.transport.abort()
+            raise
+        except Exception:
+            # The status has been sent: an answer that breaks off is all that can be said.
+            log.exception("a defect: the local API failed while it answered")
+            writer.transport.abort()
+        finally:
+            self._streams -= answer.lasting
 
     def _check(self, connection: socket.socket) -> None:
         if len(self._tasks) > CONNECTIONS:
@@ -166,34 +200,87 @@ class ApiServer:
                 "Use sudo, or join the group: usermod -aG skerry USER",
             )
 
-    async def _handle(self, request: Request) -> Answer:
-        handler = self._routes.get((request.method, request.path))
-        if handler is not None:
-            return await handler(request)
-        methods = sorted(method for method, path in self._routes if path == request.path)
-        if methods:
+    async def _handle(self, reader: asyncio.StreamReader) -> Answer:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            head = b" " * (HEAD_LIMIT + 1)
+        request, length = parse_head(head)
+        route, request = self._router.find(request)
+        if length > route.body_limit:
             raise HttpError(
-                HTTPStatus.METHOD_NOT_ALLOWED,
-                f"{request.path} does not take {request.method}",
-                f"Use {' or '.join(methods)}.",
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the request has {length} bytes, {request.path[:80]} takes {route.body_limit}",
             )
-        raise HttpError(
-            HTTPStatus.NOT_FOUND,
-            f"there is no {request.path}",
-            "There are: " + ", ".join(f"{method} {path}" for method, path in sorted(self._routes)),
-        )
+        if length:
+            request = replace(request, body=await reader.readexactly(length))
+        answer = await route.handler(request)
+        if isinstance(answer, Streamed) and answer.lasting and self._streams >= STREAMS:
+            raise HttpError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{STREAMS} programs watch already",
+                "End one of them: `ss -xp | grep api.sock` shows who they are.",
+            )
+        return answer
+
+
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Streamed
+) -> None:
+    """Send what there is, as fast as the client takes it."""
+    writer.transport.set_write_buffer_limits(STREAM_BUFFER)
+    async with (
+        aclosing(answer.chunks) as chunks,
+        asyncio.timeout(None if answer.lasting else STREAM_SECONDS),
+    ):
+        writer.write(stream_head(answer.content_type))
+        async for chunk in chunks:
+            writer.write(chunk)
+            async with asyncio.timeout(STALLED_SECONDS):
+                await writer.drain()
+    if not answer.lasting:
+        async with asyncio.timeout(STALLED_SECONDS):
+            await _end(reader, writer)
+
+
+async def _last(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Streamed
+) -> None:
+    """Send events until the client is gone, even while there is nothing to send."""
+    tasks = [
+        asyncio.ensure_future(_pump(reader, writer, answer)),
+        asyncio.ensure_future(_gone(reader, writer)),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Wait until the client has left, or says so much that it must be meant for somebody else."""
+    await _discard(reader)
+    if reader.at_eof():
+        # It may only have ended its own half: a comment tells (nobody there: a broken pipe).
+        writer.write(b":\n\n")
+        await writer.wait_closed()
+
+
+async def _end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """End the answer and wait for the client to go.
+
+    A socket closed with unread data in it would take our answer with it.
+    """
+    await writer.drain()
+    writer.write_eof()
+    await _discard(reader)
 
 
 async def _discard(reader: asyncio.StreamReader) -> None:
     left = DISCARD_LIMIT
     while left > 0 and (data := await reader.read(HEAD_LIMIT)):
         left -= len(data)
-
-
-async def _read_request(reader: asyncio.StreamReader) -> Request:
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.LimitOverrunError:
-        head = b" " * (HEAD_LIMIT + 1)
-    request, length = parse_head(head)
-    return replace(request, body=await reader.readexactly(length)) if length else request

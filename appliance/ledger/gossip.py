@@ -168,6 +168,17 @@ class Gossip:
         self._tell(mono, out, fresh=True)
         return out
 
+    def inject(self, entry: Entry, mono: float) -> tuple[Outcome, list[Action]]:
+        """Take in what another owner signed and somebody handed in here, and tell the peers.
+
+        It is judged as if a peer had sent it, only that nobody is blamed for it.
+        """
+        out: list[Action] = []
+        # As from this node itself: it is no peer, so nothing is sent back or held against it.
+        outcome = self._apply(self.writer.owner, entry, mono, out)
+        self._tell(mono, out, fresh=True)
+        return outcome, out
+
     def datagram(self, peer: bytes, data: bytes, mono: float) -> bool:
         """Queue a datagram from an authenticated peer. False: dropped unread."""
         account = self._accounts.get(peer)
