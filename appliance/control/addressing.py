@@ -1,0 +1,142 @@
+"""This node's overlay address, and what it writes down of the claims of others.
+
+The rules are `appliance.ledger.claims`; here they become entries to write. Nothing is remembered
+but when a claim was seen first: the rest follows from the ledger each time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from appliance.ledger import claims
+from appliance.ledger.claims import ADDRESS_KIND, GRANT_KIND, WITNESSES, Claim, View
+from appliance.ledger.rules import ADDRESS, WITNESS
+from appliance.ledger.state import Replica
+from appliance.ledger.timekeeper import Quality
+from appliance.overlay.addresses import AddressesExhaustedError
+from appliance.problem import Problem
+from provisioning import codec
+from provisioning.errors import FormatError
+from provisioning.keys import id_text
+from provisioning.membership import Member
+
+# A claim is witnessed once it stood for this long: rivals that begin at the same time show up, and
+# a network that forms has other things to do.
+STANDS_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """An entry that this node should write."""
+
+    bucket: str
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Who has which overlay address; ``own`` is this node's."""
+
+    own: ipaddress.IPv4Address | None
+    others: Mapping[bytes, ipaddress.IPv4Address]
+    moved_for: bytes | None = None
+    problem: Problem | None = None
+    write: Write | None = None
+
+
+def places(
+    own: bytes, view: View, host_range: ipaddress.IPv4Network, members: Collection[bytes]
+) -> Places:
+    """Return who has which address, and what this node has to claim for it.
+
+    Claims of nodes that are not in ``members`` count for nothing.
+    """
+    inside = {node: one for node, one in view.claims.items() if node in members or node == own}
+    view = View(inside, view.sightings, view.fixed)
+    try:
+        decision = claims.decide(own, view, host_range)
+    except AddressesExhaustedError as error:
+        problem = Problem("addresses-exhausted", str(error), error.hint or "")
+        return Places(None, _held(view, own), problem=problem)
+    mine = decision.claim or inside.get(own)
+    write = None
+    if decision.claim is not None:
+        write = Write(ADDRESS, id_text(own), claims.claim_value(decision.claim))
+    address = ipaddress.IPv4Address(mine.what) if mine is not None else None
+    others = {node: held for node, held in _held(view, own).items() if held != address}
+    return Places(address, others, decision.lost_to, write=write)
+
+
+def _held(view: View, own: bytes) -> dict[bytes, ipaddress.IPv4Address]:
+    return {
+        node: ipaddress.IPv4Address(what) for what, node in view.holders().items() if node != own
+    }
+
+
+@dataclass(slots=True)
+class Witness:
+    """What this node writes down of others' claims: of addresses, and of places under a grant."""
+
+    own: bytes
+    _since: dict[tuple[str, bytes, bytes], float] = field(default_factory=dict)
+    due: float | None = None
+
+    def writes(
+        self,
+        replica: Replica,
+        addresses: View,
+        newcomers: Collection[Member],
+        alive: Collection[bytes],
+        *,
+        quality: Quality,
+        now_ms: int,
+        mono: float,
+    ) -> list[Write]:
+        """Return what to write now; ``due`` is then when to ask again (None: when things change).
+
+        ``newcomers`` are members whose grant is open.
+        """
+        seen = _seen(replica, now_ms)
+        grants = {one.node_id: Claim(one.node_id, one.grant_id) for one in newcomers}
+        wanted = [(ADDRESS_KIND, one, addresses) for one in addresses.claims.values()]
+        wanted += [(GRANT_KIND, one, View({})) for one in grants.values()]
+        known, out = {}, []
+        self.due = None
+        for kind, claim, view in wanted:
+            about = kind, claim.node, claim.what
+            if claim.node == self.own or len(seen.get(about, ())) >= WITNESSES:
+                continue
+            if not claims.is_witness(self.own, claim.node, alive):
+                continue
+            said = claim.what if self.own in seen.get(about, ()) else None
+            if not claims.bears_witness(claim, view, said):
+                continue
+            known[about] = since = self._since.get(about, mono)
+            if since + STANDS_SECONDS > mono:
+                at = since + STANDS_SECONDS
+                self.due = at if self.due is None else min(self.due, at)
+                continue
+            key = claims.witness_key(self.own, kind, claim.node)
+            out.append(Write(WITNESS, key, claims.witness_value(claim.what, quality)))
+        self._since = known
+        return out
+
+
+def _seen(replica: Replica, now_ms: int) -> dict[tuple[str, bytes, bytes], set[bytes]]:
+    """Return the witnesses of each claim: (kind, claimant, what)."""
+    found: dict[tuple[str, bytes, bytes], set[bytes]] = {}
+    ids = {id_text(one.node_id): one.node_id for one in replica.directory}
+    for entry in replica.entries(WITNESS, now_ms):
+        parts = entry.key.split("/")
+        claimant = ids.get(parts[2]) if len(parts) == 3 else None
+        if claimant is None:
+            continue
+        try:
+            value = codec.decode(entry.value, claims.WitnessValue, limit=64)
+        except FormatError:
+            continue
+        found.setdefault((parts[1], claimant, value.what), set()).add(entry.owner)
+    return found
