@@ -131,6 +131,11 @@ class Replica:
         keys = sorted(key for key in self._keys.get(bucket, {}) if key.startswith(prefix))
         return [one for key in keys if (one := self.get(bucket, key, now_ms)) is not None]
 
+    def versions(self, bucket: str, now_ms: int) -> Iterator[Entry]:
+        """Yield what every owner says under every key of a bucket, not only what counts."""
+        for owners in self._keys.get(bucket, {}).values():
+            yield from (one for one in owners.values() if not one.deleted and one.live(now_ms))
+
     def owned(self, owner: bytes) -> Iterator[Entry]:
         """Yield all entries of an owner, tombstones included."""
         for entries in self._owned.get(owner, {}).values():
