@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.ledger.state import Change
+from appliance.overlay.events import Other
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerChanged:
+class LedgerChanged(Other):
     """Entries came and went: keep them, tell whoever watches.
 
     ``own``: what this node wrote is among them, so it has to be on the disk before anything that

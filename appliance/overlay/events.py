@@ -164,6 +164,11 @@ class EpochsChanged:
     """The core's keyring has changed: announce the node under its names from now on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Other:
+    """What something around the core wants done: the edge hands it on (`Overlay.perform_other`)."""
+
+
 # What the core tells its owner
 
 
@@ -228,4 +233,5 @@ Action = (
     | Behind
     | RefusedBy
     | TimeTold
+    | Other
 )
