@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from appliance.names import commands as names_commands
 from skerry.errors import SkerryError, UsageError
 
 # Imports stay few: these commands start often, and slowly on small boards.
@@ -40,6 +41,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     health.set_defaults(handler=_health)
 
     _add_supervisor(subparsers)
+    names_commands.register(subparsers)
 
 
 def _add_socket(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +67,12 @@ def _add_supervisor(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     run.add_argument("--listen-port", type=_port, metavar="PORT", help="UDP port of the overlay")
     run.add_argument("--token-file", type=Path, metavar="FILE", help="looked at before all sources")
     run.add_argument("--name", help="what the node is called (default: made of its id)")
+    run.add_argument(
+        "--names-port",
+        type=_port,
+        metavar="PORT",
+        help="answer members' names on 127.0.0.153 at this port (a node does: 5335)",
+    )
     run.add_argument("--debug", action="store_true", help="log more")
     run.set_defaults(handler=_run)
 
@@ -158,7 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     names = (
         *("state_dir", "run_dir", "interface", "wireguard", "wireguard_go"),
-        *("listen_port", "token_file", "name", "debug"),
+        *("listen_port", "token_file", "name", "names_port", "debug"),
     )
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if directory := os.environ.get("CREDENTIALS_DIRECTORY"):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 STATE_DIR = Path("/data/skerry")
 RUN_DIR = Path("/run/skerry")
+# Not 53, which takes a privilege; with its address in appliance/names/server.py.
+RESOLVER_PORT = 5335
 WIREGUARD_MODES = ("auto", "kernel", "userspace")
 
 
@@ -23,6 +25,7 @@ class SupervisorConfig:
     token_file: Path | None = None
     name: str | None = None
     credentials: Path | None = None
+    names_port: int | None = None
     debug: bool = False
 
     @property
@@ -44,6 +47,13 @@ class SupervisorConfig:
     def inbox(self) -> Path:
         """Where tokens are handed over."""
         return self.run_dir / "inbox"
+
+    @property
+    def resolver_port(self) -> int | None:
+        """Where members' names are answered; beside a node's supervisor only if it was said."""
+        if self.names_port is None and self.run_dir == RUN_DIR:
+            return RESOLVER_PORT
+        return self.names_port
 
     @property
     def issue(self) -> Path:

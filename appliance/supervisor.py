@@ -25,6 +25,8 @@ from appliance.api.server import ApiServer
 from appliance.config import SupervisorConfig
 from appliance.journal import Redactor
 from appliance.lifecycle import Lifecycle
+from appliance.names.service import Names, names_of, serve_names
+from appliance.names.zone import NodeName
 from appliance.notify import Notifier
 from appliance.people import Console, headline
 from appliance.problem import (
@@ -100,6 +102,7 @@ class Supervisor:
         self._in_hand: tuple[Token, Found | None] | None = None
         self._failed_at = float("-inf")
         self._overlay: OverlayEdge | None = None
+        self._names: Names | None = None
         self._ledger: LedgerAccess | None = None
         self._release = machine.read_release()
         self._facts = Lifecycle()
@@ -197,6 +200,8 @@ class Supervisor:
         trouble = data_problem(machine.data_trouble(self._config.run_dir))
         self._feed(lifecycle.Found("data", (trouble,) if trouble else ()))
         self._feed(lifecycle.Found("clock", self._clock_problems()))
+        if self._names is not None:
+            self._feed(lifecycle.Found("names", self._names.problems()))
         if self._overlay is not None:
             snapshot = self._overlay.snapshot()
             self._feed(lifecycle.Found("network", tuple(snapshot.problems)))
@@ -282,6 +287,7 @@ class Supervisor:
         assert identity is not None  # noqa: S101 - StartOverlay follows an identity only
         overlay: OverlayEdge | None = None
         try:
+            await self._serve_names(identity)
             overlay = self._make_overlay(identity, self._store, self._config)
             async with asyncio.timeout(START_SECONDS):
                 await overlay.start()
@@ -294,6 +300,19 @@ class Supervisor:
             self._feed(lifecycle.OverlayFailed(problem))
         else:
             self._feed(lifecycle.OverlayStarted())
+
+    async def _serve_names(self, identity: Identity) -> None:
+        """Before there is a link: what appears with it is told to systemd-resolved at once."""
+        port = self._config.resolver_port
+        if self._names is None and port is not None:
+            self._names = await serve_names(
+                self._config.run_dir, identity, self._members_names, port=port
+            )
+
+    def _members_names(self) -> tuple[NodeName, ...]:
+        if self._overlay is None or self._identity is None:
+            return ()
+        return names_of(self._identity, self._overlay.snapshot())
 
     # People
 
@@ -433,6 +452,8 @@ class Supervisor:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
         await self._api.stop()
+        if self._names is not None:
+            await self._names.stop()
         if self._overlay is not None:
             try:
                 await self._overlay.stop()

@@ -1,0 +1,1 @@
+"""Names of members: `NODE.skerry.internal`, answered on the node itself (docs/names.md)."""
