@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from skerry.errors import SkerryError
 
 SOCKET = Path("/run/skerry/api.sock")
 TIMEOUT_SECONDS = 15.0
+# The supervisor says something every 15 s, if only that there is nothing new.
+SILENCE_SECONDS = 45.0
+LINE_LIMIT = 1024 * 1024
 
 
 class ApiError(SkerryError):
@@ -20,6 +26,19 @@ class ApiError(SkerryError):
 
 class NotRunningError(ApiError):
     """Nobody listens on the socket."""
+
+
+class EndedError(ApiError):
+    """The supervisor ended a stream of events, or fell silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One server-sent event, its data decoded from JSON; ``id`` is empty if it has none."""
+
+    kind: str
+    id: str
+    data: dict[str, Any]
 
 
 class _Connection(http.client.HTTPConnection):
@@ -47,10 +66,64 @@ def call(
     :raises ApiError: no permission, no answer, or an answer that is an error.
     """
     connection = _Connection(socket_path, timeout)
-    try:
+    with closing(connection), _explained(socket_path):
         connection.request(method, path, body, {"Connection": "close"})
         answer = connection.getresponse()
         status, data = answer.status, answer.read()
+    return _checked(status, data)
+
+
+def stream(
+    path: str, *, socket_path: Path = SOCKET, silence: float = SILENCE_SECONDS
+) -> Iterator[StreamEvent]:
+    """Yield the events of a path, as they come, until the caller has enough.
+
+    :raises EndedError: the supervisor ended it (it may be restarting), or said nothing for
+        ``silence`` seconds.
+    :raises ApiError: as `call` does, before the first event.
+    """
+    connection = _Connection(socket_path, silence)
+    with closing(connection), _explained(socket_path):
+        connection.request("GET", path, headers={"Accept": "text/event-stream"})
+        answer = connection.getresponse()
+        if answer.status >= 400 or not answer.headers.get_content_type().startswith("text/event-"):
+            _checked(answer.status, answer.read())
+            raise ApiError(f"{path} has no events")
+        try:
+            yield from _events(answer)
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            raise EndedError(f"the stream of events broke off: {reason}") from error
+        raise EndedError("the supervisor ended the stream of events")
+
+
+def _events(answer: http.client.HTTPResponse) -> Iterator[StreamEvent]:
+    fields: dict[str, str] = {}
+    while line := answer.readline(LINE_LIMIT):
+        name, _, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(":")
+        if name:
+            fields[name] = value.removeprefix(" ")
+        elif "data" in fields:
+            yield _event(fields)
+            fields = {}
+        # Else a comment, or the empty line after one.
+
+
+def _event(fields: dict[str, str]) -> StreamEvent:
+    try:
+        data = json.loads(fields["data"])
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise ApiError("the supervisor sent an event whose data is not a JSON object")
+    return StreamEvent(fields.get("event", "message"), fields.get("id", ""), data)
+
+
+@contextmanager
+def _explained(socket_path: Path) -> Iterator[None]:
+    """Say of a failed exchange what it means and what to do."""
+    try:
+        yield
     except PermissionError as error:
         raise ApiError(
             f"no permission to use {socket_path}",
@@ -67,9 +140,6 @@ def call(
             f"the supervisor at {socket_path} does not answer: {reason}",
             hint="If this stays: journalctl -u skerry; systemctl restart skerry",
         ) from error
-    finally:
-        connection.close()
-    return _checked(status, data)
 
 
 def _checked(status: int, data: bytes) -> dict[str, Any]:

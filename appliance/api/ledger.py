@@ -29,6 +29,7 @@ from appliance.ledger.subscription import Event, Subscription
 from provisioning.keys import id_text
 
 KEEP_ALIVE_SECONDS = 15.0
+STORED_SECONDS = 5.0
 # A publisher's share of the event loop at a time: each record costs a check of its signature.
 PUBLISHED_AT_ONCE = 32
 CHUNK = 32 * 1024
@@ -218,12 +219,14 @@ class _LedgerApi:
         lease = _lease(request)
         with _statuses():
             entry = ledger.put(bucket, key, request.body, lease)
+        await _stored(ledger, entry)
         return HTTPStatus.OK, entry_view(entry, ledger.owner_name(entry.owner))
 
     async def delete(self, request: Request) -> Answer:
         ledger = self._ledger()
         with _statuses():
             entry = ledger.delete(request.parameters["bucket"], request.parameters["key"])
+        await _stored(ledger, entry)
         return HTTPStatus.OK, entry_view(entry, ledger.owner_name(entry.owner))
 
     async def dump(self, _: Request) -> Answer:
@@ -261,6 +264,21 @@ def _statuses() -> Iterator[None]:
         raise HttpError(HTTPStatus.NOT_FOUND, str(error), error.hint or "") from error
     except NotOpenError as error:
         raise HttpError(HTTPStatus.FORBIDDEN, str(error), error.hint or "") from error
+
+
+async def _stored(ledger: LedgerAccess, entry: Entry) -> None:
+    """Wait until a write is on the disk: what has been answered is not lost."""
+    stored = asyncio.Event()
+    ledger.when_stored(entry, stored.set)
+    try:
+        async with asyncio.timeout(STORED_SECONDS):
+            await stored.wait()
+    except TimeoutError:
+        raise HttpError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"{entry.bucket}/{entry.key} was written, but is not on the disk yet",
+            "The disk may be slow or broken: skerry status",
+        ) from None
 
 
 def _watches(request: Request) -> bool:

@@ -24,6 +24,7 @@ from provisioning.names import is_name
 
 # What people and programs write; the other buckets are the nodes' own or the root key's.
 OPEN = frozenset({"service", "cluster", "secret", "shared", "lease"})
+UNSTORED_MAX = 1024
 
 
 class NoBucketError(LedgerError):
@@ -69,7 +70,6 @@ class LedgerAccess:
     def __init__(
         self,
         gossip: Gossip,
-        *,
         clock: Callable[[], float],
         perform: Callable[[list[Action]], None],
     ) -> None:
@@ -77,6 +77,8 @@ class LedgerAccess:
         self._clock = clock
         self._perform = perform
         self._subscriptions: set[Subscription] = set()
+        # Own writes that the shell has not told of yet: not on the disk yet.
+        self._unstored: dict[bytes, Callable[[], None]] = {}
 
     @property
     def network_id(self) -> bytes:
@@ -152,6 +154,17 @@ class LedgerAccess:
             raise MissingError(f"{bucket}/{full} has no value", hint=f"skerry ledger ls {bucket}")
         return self._done(self._gossip.writer.delete(bucket, full, self.now_ms()))
 
+    def when_stored(self, entry: Entry, done: Callable[[], None]) -> None:
+        """Call ``done`` once the shell has told of a write, at once if it has already.
+
+        ``entry`` is what `put` or `delete` returned. The shell tells of a change when it is on the
+        disk: who is answered then loses nothing.
+        """
+        if entry.entry_id in self._unstored:
+            self._unstored[entry.entry_id] = done
+        else:
+            done()
+
     def publish(self, records: Iterable[bytes]) -> Sequence[Published]:
         """Take in what the root key signed and spread it; say of each what became of it."""
         return [self._publish(record) for record in records]
@@ -177,6 +190,8 @@ class LedgerAccess:
 
     def changed(self, change: Change) -> None:
         """Tell whoever watches. The replica has to be in its new state already."""
+        if change.new is not None and (done := self._unstored.pop(change.new.entry_id, None)):
+            done()
         if self._subscriptions:
             now_ms = self.now_ms()
             for one in tuple(self._subscriptions):
@@ -190,6 +205,9 @@ class LedgerAccess:
     # The parts of it
 
     def _done(self, written: Written) -> Entry:
+        if len(self._unstored) >= UNSTORED_MAX:
+            del self._unstored[next(iter(self._unstored))]
+        self._unstored[written.entry.entry_id] = _nobody
         self._perform(self._gossip.local(written, self._clock()))
         return written.entry
 
@@ -237,6 +255,10 @@ class LedgerAccess:
                 hint=f"this node writes under {own}/; a NAME alone is put there",
             )
         return full
+
+
+def _nobody() -> None:
+    """Nobody waits for this write."""
 
 
 def check_bucket(bucket: str) -> Bucket:
