@@ -8,7 +8,7 @@ import time
 
 from skerry.console import format_elapsed, note
 from skerry.errors import SkerryError
-from tests.bench import boot, footprint, formation, gossip
+from tests.bench import boot, footprint, formation, gossip, idle
 from tests.bench.harness import ROOT, Benchmark, draw, machine, write
 
 BENCHMARKS = {
@@ -18,6 +18,7 @@ BENCHMARKS = {
         footprint.BENCHMARK,
         formation.BENCHMARK,
         gossip.BENCHMARK,
+        idle.BENCHMARK,
     )
 }
 

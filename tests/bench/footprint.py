@@ -9,28 +9,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from image.artifacts import Artifacts
 from skerry.console import note
 from skerry.errors import SkerryError
 from tests.bench.harness import Benchmark, Figure
+from tests.bench.process import usage
 from tests.netns.lab import Lab, LabError, Network, wait_until
 
 IDLE_SECONDS = 60.0
 SETTLE_SECONDS = 15.0
 MEETING_SECONDS = 60.0
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """One look at a process: bytes resident, bytes of its own, processor seconds so far."""
-
-    resident: int
-    private: int
-    cpu: float
 
 
 def run() -> Sequence[Figure]:
@@ -90,25 +80,6 @@ def supervisor() -> list[Figure]:
 def megabytes(size: int) -> float:
     """Return bytes as MB (10^6)."""
     return round(size / 1_000_000, 1)
-
-
-def usage(pid: int) -> Usage:
-    """Look at a process (proc(5): task/*/schedstat, smaps_rollup)."""
-    # The scheduler's own nanoseconds: ticks (utime, stime) miss work that is shorter than a tick.
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    spent = sum(int(task.read_text().split()[0]) for task in tasks)
-    rollup = parse_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
-    return Usage(
-        resident=rollup["Rss"],
-        private=rollup["Private_Clean"] + rollup["Private_Dirty"],
-        cpu=spent / 1e9,
-    )
-
-
-def parse_rollup(text: str) -> dict[str, int]:
-    """Return smaps_rollup's figures in bytes."""
-    rows = (line.split() for line in text.splitlines()[1:])
-    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3}
 
 
 BENCHMARK = Benchmark("footprint", "image sizes, memory and idle load of the supervisor", run)

@@ -4,7 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One look at a process: bytes resident, bytes of its own, processor seconds so far."""
+
+    resident: int
+    private: int
+    cpu: float
+
+
+def usage(pid: int) -> Usage:
+    """Look at a process (proc(5): smaps_rollup)."""
+    rollup = parse_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
+    return Usage(
+        resident=rollup["Rss"],
+        private=rollup["Private_Clean"] + rollup["Private_Dirty"],
+        cpu=cpu_seconds(pid),
+    )
+
+
+def parse_rollup(text: str) -> dict[str, int]:
+    """Return smaps_rollup's figures in bytes."""
+    rows = (line.split() for line in text.splitlines()[1:])
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3}
 
 
 def cpu_seconds(pid: int) -> float:

@@ -60,13 +60,15 @@ class LabError(AssertionError):
     """The lab can't be built, or a condition did not come true."""
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+def wait_until(
+    condition: Callable[[], object], seconds: float, what: str, *, every: float = 0.05
+) -> None:
     """Look at a condition until it holds; fail after the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise LabError(f"not within {seconds} s: {what}")
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def run(*command: str, check: bool = True) -> str:

@@ -8,8 +8,8 @@ import pytest
 
 from skerry.errors import SkerryError
 from tests.bench import __main__ as bench
-from tests.bench.footprint import parse_rollup, usage
 from tests.bench.harness import Benchmark, Better, Figure, draw, write
+from tests.bench.process import parse_rollup, usage
 
 LOW = Figure("supervisor-rss", 61.5, "MB", goal=60)
 HIGH = Figure("ratio", 0.98, "of 1", goal=0.97, better=Better.HIGHER)
