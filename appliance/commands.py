@@ -1,4 +1,4 @@
-"""``skerry status | provision | health | supervisor run``."""
+"""``skerry status | provision | health | ledger | supervisor run``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from appliance.ledger import commands as ledger_commands
 from appliance.names import commands as names_commands
 from skerry.errors import SkerryError, UsageError
 
@@ -41,6 +42,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     health.set_defaults(handler=_health)
 
     _add_supervisor(subparsers)
+    ledger_commands.register(subparsers, _add_socket)
     names_commands.register(subparsers)
 
 

@@ -21,7 +21,11 @@ LINE_LIMIT = 1024 * 1024
 
 
 class ApiError(SkerryError):
-    """The supervisor can't be asked, or said no."""
+    """The supervisor can't be asked, or said no; then ``status`` is that of its answer."""
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 class NotRunningError(ApiError):
@@ -153,5 +157,6 @@ def _checked(status: int, data: bytes) -> dict[str, Any]:
         raise ApiError(
             str(document.get("error", f"status {status}")),
             hint=str(document.get("hint", "")) or None,
+            status=status,
         )
     return document

@@ -160,7 +160,12 @@ def ledger_routes(provider: Callable[[], LedgerAccess | None]) -> dict[tuple[str
             api.dump,
             "Every record that this node holds, for a backup",
             query=(),
-            answer=_object(network_id={"type": "string"}, records=_RECORDS),
+            answer=_object(
+                network_id={"type": "string"},
+                node_id={"type": "string", "description": "the node that is asked"},
+                now_ms={"type": "integer", "description": "the time there, Unix milliseconds"},
+                records=_RECORDS,
+            ),
             refusals=no_network,
         ),
         ("POST", "/v1/ledger-publish"): Route(
@@ -232,7 +237,12 @@ class _LedgerApi:
     async def dump(self, _: Request) -> Answer:
         ledger = self._ledger()
         records = (base64.b64encode(one).decode() for one in ledger.dump())
-        return _document({"network_id": id_text(ledger.network_id)}, "records", records)
+        head: dict[str, object] = {
+            "network_id": id_text(ledger.network_id),
+            "node_id": id_text(ledger.node_id),
+            "now_ms": ledger.now_ms(),
+        }
+        return _document(head, "records", records)
 
     async def publish(self, request: Request) -> Answer:
         ledger = self._ledger()

@@ -85,6 +85,11 @@ class LedgerAccess:
         """The network whose ledger it is."""
         return self._gossip.replica.directory.network.network_id
 
+    @property
+    def node_id(self) -> bytes:
+        """The node that writes here."""
+        return self._gossip.writer.owner
+
     def now_ms(self) -> int:
         """Return what time it is by the ledger, in Unix milliseconds."""
         return self._gossip.timekeeper.now_ms(self._clock())
