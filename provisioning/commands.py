@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.settings import Explained, explanations
+from skerry.groups import group
 
 _WHICH = "its text, a file that holds it, or - for standard input"
 
@@ -23,8 +24,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _register_network(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("network", help="make networks and look at them")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = group(subparsers, "network", "make networks and look at them")
     new = actions.add_parser("new", help="make a network: a root key and its settings")
     new.add_argument("name", help="what the network is called (a-z, 0-9, -)")
     new.add_argument("--dir", type=Path, help="directory to make (default: among your networks)")
@@ -59,8 +59,7 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Explained) -> None:
 
 
 def _register_token(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("token", help="make tokens and look at them")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = group(subparsers, "token", "make tokens and look at them")
     new = actions.add_parser("new", help="make a token: what a node needs to join")
     new.add_argument("--network", help="directory or name of the network (default: the only one)")
     new.add_argument(

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from provisioning.errors import FormatError, ProvisioningError
 from provisioning.files import FileError, read_small
 from provisioning.keys import id_text
 from provisioning.network import NetworkInfo
+from provisioning.operator_grants import add_grant, note_of
 from provisioning.settings import settings_from
 from provisioning.token import TEXT_LIMIT, Token, TokenError, TokenFault, make_token
 from skerry import console
@@ -31,13 +33,13 @@ def network_new(arguments: argparse.Namespace) -> None:
         if name.startswith("setting_")
     }
     settings = settings_from(given, spelled_out=True)
-    passphrase = None
+    secret = None
     if arguments.passphrase_file:
-        passphrase = _passphrase_in(arguments.passphrase_file)
+        secret = _passphrase_in(arguments.passphrase_file)
     elif arguments.passphrase:
-        passphrase = _new_passphrase()
+        secret = _new_passphrase()
     directory = arguments.dir or files.networks_directory() / arguments.name
-    network = files.create_network(directory, arguments.name, settings, passphrase=passphrase)
+    network = files.create_network(directory, arguments.name, settings, passphrase=secret)
     if arguments.json:
         print(json.dumps(_describe_network(network) | {"directory": str(directory)}))
     else:
@@ -55,7 +57,7 @@ def network_show(arguments: argparse.Namespace) -> None:
 def token_new(arguments: argparse.Namespace) -> None:
     """Make a token and print it."""
     directory = files.find_network(arguments.network)
-    operator = files.open_network(directory, lambda: _passphrase(arguments.passphrase_file))
+    operator = files.open_network(directory, lambda: passphrase(arguments.passphrase_file))
     now = time.time()
     if arguments.count is not None and arguments.count < 1:
         raise UsageError(f"--count cannot be {arguments.count}", hint="give 1 or more")
@@ -72,17 +74,25 @@ def token_new(arguments: argparse.Namespace) -> None:
         )
     except FormatError as error:
         raise UsageError(f"no such token can be made: {error}") from error
+    token.text()  # Raises for one that is too large, before it is noted.
+    with files.locked(directory):
+        add_grant(directory, note_of(token.grant, token.network.epoch))
+    show_token(token, as_json=arguments.json)
+
+
+def show_token(token: Token, *, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+    """Print a token that was made: its text to stdout, what it does to stderr."""
     text = token.text()
-    if arguments.json:
-        print(json.dumps({"token": text} | _describe_token(token)))
+    if as_json:
+        print(json.dumps({"token": text} | _describe_token(token) | dict(more or {})))
         return
     print(text)
     until = (
         "forever" if token.grant.expires is None else f"until {moment_text(token.grant.expires)}"
     )
-    console.note(f"a token of network {token.network.name}: it lets new nodes in {until}")
-    if token.grant.count is not None:
-        console.note("its count is written in it, but nodes do not keep count of each other yet")
+    count = token.grant.count
+    whom = "new nodes" if count is None else "one node" if count == 1 else f"{count} nodes"
+    console.note(f"a token of network {token.network.name}: it lets {whom} in {until}")
 
 
 def token_show(arguments: argparse.Namespace) -> None:
@@ -207,13 +217,14 @@ def _passphrase_in(path: Path) -> str:
         text = read_small(path.resolve(), 4096).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"the passphrase in {path} cannot be read: {error}") from error
-    passphrase = text.removesuffix("\n").removesuffix("\r")
-    if not passphrase:
+    found = text.removesuffix("\n").removesuffix("\r")
+    if not found:
         raise FileError(f"the passphrase in {path} is empty")
-    return passphrase
+    return found
 
 
-def _passphrase(path: Path | None) -> str:
+def passphrase(path: Path | None) -> str:
+    """Return the root key's passphrase, from a file or from whoever sits at the terminal."""
     if path is not None:
         return _passphrase_in(path)
     if not sys.stdin.isatty():

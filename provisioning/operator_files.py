@@ -1,18 +1,20 @@
 """The operator's side of a network: its settings file and its root key.
 
-A network is a directory, owner only: ``network.json`` (with the discovery seed, so mode 0600 too)
-and ``root.key``, the seed of the root key, sealed under a passphrase if one was given (argon2id,
-then XSalsa20-Poly1305: libsodium's secretbox). Who has root.key can make tokens for the network;
-it belongs on the operator's machine, never on a node.
+A network is a directory, owner only: ``network.json`` (with the discovery seed of the latest epoch
+that the network was told of, so mode 0600 too) and ``root.key``, the seed of the root key, sealed
+under a passphrase if one was given (argon2id, then XSalsa20-Poly1305: libsodium's secretbox). Who
+has root.key can make tokens for the network; it belongs on the operator's machine, never on a node.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,39 @@ def open_network(directory: Path, ask_passphrase: Callable[[], str]) -> Operator
             f"{path} is not the root key of network {network.name}", hint="restore both files"
         )
     return OperatorNetwork(network, seed)
+
+
+def save_epoch(directory: Path, epoch: int, otp_seed: bytes) -> NetworkInfo:
+    """Keep the network's latest epoch, for tokens to carry; the rest of the file stays."""
+    network = replace(load_network(directory), epoch=epoch, otp_seed=otp_seed)
+    try:
+        write_all(directory, {NETWORK_FILE: _json(_describe(network))})
+    except OSError as error:
+        raise OperatorError(
+            f"{directory / NETWORK_FILE} cannot be written: {error.strerror}",
+            hint="make room or set its permissions right, then give the command again",
+        ) from error
+    return network
+
+
+@contextlib.contextmanager
+def locked(directory: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Keep other commands off the network's directory; ``waiting`` is called if one is at work."""
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OperatorError(
+            f"{directory} cannot be opened: {error.strerror}", hint="say which with --network"
+        ) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _describe(network: NetworkInfo) -> dict[str, Any]:

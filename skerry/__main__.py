@@ -14,7 +14,7 @@ from skerry import __version__
 from skerry.errors import SkerryError
 
 # A node has fewer of them than a workstation; each offers `commands.register(subparsers)`.
-PACKAGES = ("provisioning", "appliance", "ota", "image", "qemu")
+PACKAGES = ("provisioning", "appliance", "appliance.operator", "ota", "image", "qemu")
 
 Handler = Callable[[argparse.Namespace], int | None]
 
@@ -27,9 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"skerry {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for package in PACKAGES:
-        if importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.commands"):
+        if _is_here(package) and _is_here(f"{package}.commands"):
             importlib.import_module(f"{package}.commands").register(subparsers)
     return parser
+
+
+def _is_here(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False  # Its parent is not here.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,127 @@
+"""``skerry node | revoke | token ls, rotate | network sync``: what the operator types.
+
+Only parsers are here; each handler imports what it needs when it runs, since every start of the
+supervisor passes this way too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from skerry.groups import Actions, group
+
+_NODE = "its name, its id, or the beginning of its id"
+_GRANT = "a grant's id (or its beginning: skerry token ls), or a token of it: text, file, -"
+
+
+def register(subparsers: Actions) -> None:
+    """Add our sub-commands."""
+    _register_node(group(subparsers, "node", "the network's nodes: list, name, label, remove"))
+    _register_revoke(group(subparsers, "revoke", "put a node or a grant out, for ever"))
+    _register_token(group(subparsers, "token", "make tokens and look at them"))
+    sync = group(subparsers, "network", "make networks and look at them").add_parser(
+        "sync", help="publish what waits in the outbox, and learn the network's latest epoch"
+    )
+    _common(sync, "token.network_sync")
+
+
+def _register_node(actions: Actions) -> None:
+    ls = actions.add_parser("ls", help="the members, as one of them sees them")
+    ls.add_argument("--all", action="store_true", help="the revoked ones too")
+    _common(ls, "node.node_ls", signs=False)
+    rename = actions.add_parser("rename", help="give a node another name")
+    rename.add_argument("node", metavar="NODE", help=_NODE)
+    rename.add_argument("name", metavar="NAME", help="a-z, 0-9, -")
+    _common(rename, "node.node_rename")
+    label = actions.add_parser("label", help="set and take away labels of a node")
+    label.add_argument("node", metavar="NODE", help=_NODE)
+    label.add_argument("labels", metavar="KEY=VALUE|KEY-", nargs="+", help="KEY- takes one away")
+    _common(label, "node.node_label")
+    address = actions.add_parser("address", help="fix a node's overlay address")
+    address.add_argument("node", metavar="NODE", help=_NODE)
+    address.add_argument("address", metavar="IP|auto", help="auto: it finds one itself again")
+    _common(address, "node.node_address")
+    remove = actions.add_parser(
+        "remove",
+        help="put out a node that is in your own hands",
+        description="The node is out for ever, as by `skerry revoke node`, but the network keeps "
+        "its secret: for a machine that is broken or wiped. If somebody else may have it, "
+        "revoke it.",
+    )
+    remove.add_argument("node", metavar="NODE", help=_NODE)
+    remove.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for people")
+    remove.add_argument("--yes", action="store_true", help="even if it is the node asked")
+    _common(remove, "node.node_remove")
+
+
+def _register_revoke(actions: Actions) -> None:
+    node = actions.add_parser(
+        "node",
+        help="put a node out and begin a new secret epoch",
+        description="Final: there is no way back for this node's identity. With a new token the "
+        "machine comes in again as a new node.",
+    )
+    node.add_argument("node", metavar="NODE", help=_NODE)
+    node.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for people")
+    node.add_argument("--yes", action="store_true", help="even if it is the node asked")
+    _common(node, "node.revoke_node")
+    grant = actions.add_parser(
+        "grant",
+        help="put out a grant and every node that came in under it",
+        description="Final, for the grant and its nodes. To let nobody new in and keep those who "
+        "are in: skerry token rotate.",
+    )
+    grant.add_argument("grant", metavar="GRANT|TOKEN", help=_GRANT)
+    grant.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for people")
+    grant.add_argument("--yes", action="store_true", help="do not ask")
+    _common(grant, "token.revoke_grant")
+
+
+def _register_token(actions: Actions) -> None:
+    ls = actions.add_parser("ls", help="the grants: made here, and used in the network")
+    _common(ls, "token.token_ls", signs=False)
+    rotate = actions.add_parser(
+        "rotate",
+        help="make a token in place of another, which lets nobody new in from then on",
+        description="The new token has the same permissions and the network's present secret. "
+        "Nodes that came in by the old one stay in.",
+    )
+    rotate.add_argument(
+        "grant", metavar="TOKEN|GRANT", nargs="?", help=f"{_GRANT}; default: the only open one"
+    )
+    rotate.add_argument(
+        "--expires",
+        metavar="WHEN",
+        help="30d, a date, never (default: as long as the old one lasted)",
+    )
+    _common(rotate, "token.token_rotate")
+
+
+def _common(parser: argparse.ArgumentParser, name: str, *, signs: bool = True) -> None:
+    parser.add_argument(
+        "--network", help="directory or name of the network (default: the only one)"
+    )
+    parser.add_argument(
+        "--via",
+        metavar="WAY",
+        help="the node to go through: ssh://USER@HOST, or the path of a local API's socket "
+        "(default: the node on this machine)",
+    )
+    what = "passphrase" if signs else "passphrase, if the way needs it"
+    parser.add_argument("--passphrase-file", type=Path, help=f"file with the root key's {what}")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.set_defaults(handler=_handler(name))
+
+
+def _handler(name: str) -> Callable[[argparse.Namespace], int]:
+    module, _, function = name.partition(".")
+
+    def run(arguments: argparse.Namespace) -> int:
+        place = importlib.import_module(f"appliance.operator.{module}_handlers")
+        handler: Callable[[argparse.Namespace], int] = getattr(place, function)
+        return handler(arguments)
+
+    return run

@@ -1,0 +1,134 @@
+"""What ``skerry node ls`` and ``skerry token ls`` show. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from appliance.ledger import assigned, claims
+from appliance.ledger.rules import MEMBER
+from appliance.ledger.state import Replica
+from appliance.operator.resolve import names_of, revoked_grants, revoked_nodes
+from appliance.operator.sight import Sight
+from appliance.operator.statements import OPERATOR_LABEL, read_reason
+from appliance.overlay.addresses import ula_address
+from provisioning import codec
+from provisioning.errors import FormatError
+from provisioning.grant import Grant, read_grant
+from provisioning.keys import id_text
+from provisioning.membership import CERTIFICATE_LIMIT, CertificateRecord
+from provisioning.network import NetworkInfo
+from provisioning.operator_grants import GrantNote, note_of
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """A node as a list shows it; of a revoked one only the id and the reason are left."""
+
+    name: str
+    node_id: str
+    state: str
+    address: str | None = None
+    address_fixed: bool = False
+    address6: str | None = None
+    roles: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+    grant_id: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRow:
+    """A grant as a list shows it. ``used`` is None if that is not known."""
+
+    note: GrantNote
+    state: str
+    used: int | None
+    made_here: bool
+    nodes: tuple[str, ...] = ()
+
+
+def node_rows(
+    sight: Sight, network: NetworkInfo, now_ms: int, *, revoked: bool = False
+) -> list[NodeRow]:
+    """Return the members by name, and with ``revoked`` those that are out."""
+    replica = sight.replica
+    host_range = ipaddress.IPv4Network(network.settings.host_range)
+    view = claims.address_view(replica, host_range, now_ms)
+    held = {node: what for what, node in view.holders().items()}
+    names = names_of(replica, now_ms)
+    given = assigned.labels(replica, now_ms)
+    rows = []
+    for one in replica.directory:
+        if OPERATOR_LABEL in one.labels:
+            continue
+        packed = held.get(one.node_id) or view.fixed.get(one.node_id)
+        rows.append(
+            NodeRow(
+                names[one.node_id],
+                one.id_text,
+                sight.states.get(one.id_text, UNKNOWN),
+                str(ipaddress.IPv4Address(packed)) if packed else None,
+                one.node_id in view.fixed,
+                str(ula_address(network.network_id, one.node_key)),
+                tuple(sorted(one.roles)),
+                assigned.labels_of(one, given),
+                id_text(one.grant_id),
+            )
+        )
+    rows.sort(key=lambda row: (row.name, row.node_id))
+    if revoked:
+        for node, value in sorted(revoked_nodes(replica, now_ms).items()):
+            rows.append(NodeRow("-", id_text(node), "revoked", reason=read_reason(value)))
+    return rows
+
+
+def grant_rows(sight: Sight | None, notes: Iterable[GrantNote], now_ms: int) -> list[GrantRow]:
+    """Return the grants made here and those that members came in under, oldest first."""
+    replica = sight.replica if sight else None
+    closed = assigned.closed_grants(replica, now_ms) if replica else frozenset()
+    revoked = revoked_grants(replica, now_ms) if replica else {}
+    users: dict[str, list[str]] = {}
+    if replica:
+        names = names_of(replica, now_ms)
+        for one in replica.directory:
+            users.setdefault(id_text(one.grant_id), []).append(names[one.node_id])
+    mine = {one.grant_id: one for one in notes}
+    seen = {id_text(one.grant_id): note_of(one, -1) for one in _seen(replica)}
+    rows = []
+    for grant_id, note in sorted((seen | mine).items(), key=lambda one: one[1].issued):
+        inside = sorted(users.get(grant_id, ()))
+        used = len(inside) if replica is not None else None
+        state = "open"
+        if grant_id in {id_text(one) for one in revoked}:
+            state = "revoked"
+        elif grant_id in {id_text(one) for one in closed}:
+            state = "closed"
+        elif note.expires is not None and now_ms >= note.expires * 1000:
+            state = "expired"
+        elif used is not None and note.count is not None and used >= note.count:
+            state = "used up"
+        rows.append(GrantRow(note, state, used, grant_id in mine, tuple(inside)))
+    return rows
+
+
+def grants_in(replica: Replica) -> dict[bytes, Grant]:
+    """Return the grants that the members' certificates carry."""
+    return {one.grant_id: one for one in _seen(replica)}
+
+
+def _seen(replica: Replica | None) -> Iterator[Grant]:
+    for member in replica.directory if replica else ():
+        entry = replica.slot(MEMBER, member.id_text, member.node_id) if replica else None
+        if entry is None:
+            continue
+        try:
+            record = codec.decode(entry.value, CertificateRecord, limit=CERTIFICATE_LIMIT)
+            grant = read_grant(record.grant)
+        except FormatError:
+            continue
+        if OPERATOR_LABEL not in grant.labels:
+            yield grant

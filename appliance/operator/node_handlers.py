@@ -1,0 +1,183 @@
+"""Handlers of ``skerry node`` and ``skerry revoke node``."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from appliance.ledger.assigned import closed_grants
+from appliance.operator.errors import OperatorError
+from appliance.operator.listing import node_rows
+from appliance.operator.resolve import find_node, find_revocable, names_of
+from appliance.operator.shared import (
+    epochs_words,
+    finish,
+    look_around,
+    now_ms,
+    say_sight,
+    seen_facts,
+    working,
+)
+from appliance.operator.sight import Sight
+from appliance.operator.statements import Desk
+from provisioning import operator_files as files
+from provisioning.keys import id_text
+from provisioning.membership import Member
+from skerry import console
+from skerry.errors import UsageError
+
+
+def node_ls(arguments: argparse.Namespace) -> int:
+    """List the members."""
+    directory = files.find_network(arguments.network)
+    network = files.load_network(directory)
+    sight, trouble = look_around(directory, network, arguments)
+    if sight is None:
+        assert trouble is not None  # noqa: S101 - one of both
+        raise trouble
+    rows = node_rows(sight, network, now_ms(), revoked=arguments.all)
+    if arguments.json:
+        print(json.dumps(seen_facts(sight) | {"nodes": [asdict(one) for one in rows]}))
+        return 0
+    say_sight(sight, trouble)
+    lines = [
+        (
+            one.name,
+            one.node_id,
+            (one.address or "-") + (" fixed" if one.address_fixed else ""),
+            ",".join(one.roles) or "-",
+            ",".join(f"{key}={value}" for key, value in sorted(one.labels.items())) or "-",
+            (one.grant_id or "-")[:8],
+            f"{one.state}: {one.reason}" if one.reason else one.state,
+        )
+        for one in rows
+    ]
+    print(console.table(("NAME", "ID", "ADDRESS", "ROLES", "LABELS", "GRANT", "STATE"), lines))
+    return 0
+
+
+def node_rename(arguments: argparse.Namespace) -> int:
+    """Name a node."""
+
+    def intent(desk: Desk, member: Member) -> str:
+        desk.rename(member, arguments.name)
+        return f"{_called(member)} is to be called {arguments.name}"
+
+    return _about_node(arguments, intent)
+
+
+def node_label(arguments: argparse.Namespace) -> int:
+    """Label a node."""
+    changes = _changes(arguments.labels)
+
+    def intent(desk: Desk, member: Member) -> str:
+        desk.label(member, changes)
+        words = ", ".join(
+            f"without {key}" if value is None else f"{key}={value}"
+            for key, value in changes.items()
+        )
+        return f"{_called(member)} is labelled {words}"
+
+    return _about_node(arguments, intent)
+
+
+def node_address(arguments: argparse.Namespace) -> int:
+    """Fix a node's address."""
+    address = None
+    if arguments.address != "auto":
+        try:
+            address = ipaddress.IPv4Address(arguments.address)
+        except ValueError as error:
+            raise UsageError(
+                f"{arguments.address[:60]!r} is no IPv4 address", hint="write 10.10.0.7, or auto"
+            ) from error
+
+    def intent(desk: Desk, member: Member) -> str:
+        desk.fix_address(member, address)
+        what = "finds its address itself" if address is None else f"has the address {address}"
+        return f"{_called(member)} {what}"
+
+    return _about_node(arguments, intent)
+
+
+def node_remove(arguments: argparse.Namespace) -> int:
+    """Put a node out; the network keeps its secret."""
+    return _put_out(arguments, epoch=False)
+
+
+def revoke_node(arguments: argparse.Namespace) -> int:
+    """Put a node out, and begin a new epoch."""
+    return _put_out(arguments, epoch=True)
+
+
+def _put_out(arguments: argparse.Namespace, *, epoch: bool) -> int:
+    def intent(desk: Desk, sight: Sight) -> tuple[str, dict[str, Any]]:
+        replica = desk.replica
+        node_id = find_revocable(arguments.node, replica, desk.now_ms)
+        member = replica.directory.member(node_id)
+        if sight.node_id == id_text(node_id) and not arguments.yes:
+            raise OperatorError(
+                f"this command goes through the very node that is to go: {arguments.node}",
+                hint="go through another one with --via, or say --yes",
+            )
+        name = names_of(replica, desk.now_ms).get(node_id, id_text(node_id))
+        before = len(desk.made)
+        begun = desk.revoke(nodes=[node_id], reason=_reason(arguments.reason, name), epoch=epoch)
+        facts: dict[str, Any] = {"node_id": id_text(node_id), "epochs": list(begun)}
+        if len(desk.made) == before:
+            return f"{name} is out already; a revocation is final", facts
+        if member is not None and epoch:
+            _warn_of_grant(desk, member)
+        word = "revoked" if epoch else "removed"
+        return f"{name} ({id_text(node_id)}) is {word}" + epochs_words(begun), facts
+
+    with working(arguments) as work:
+        (words, facts), report = work.do(intent)
+    return finish(arguments, words, report, facts)
+
+
+def _warn_of_grant(desk: Desk, member: Member) -> None:
+    now = desk.now_ms / 1000
+    ended = member.grant_expires is not None and now >= member.grant_expires
+    if ended or member.grant_id in closed_grants(desk.replica, desk.now_ms):
+        return
+    console.note(
+        f"its token (grant {id_text(member.grant_id)[:8]}) still lets nodes in: whoever has a copy "
+        "comes in again under another name. To end that: "
+        f"skerry token rotate {id_text(member.grant_id)[:8]}"
+    )
+
+
+def _about_node(arguments: argparse.Namespace, intent: Callable[[Desk, Member], str]) -> int:
+    def whole(desk: Desk, _: Sight) -> tuple[str, Member]:
+        member = find_node(arguments.node, desk.replica, desk.now_ms)
+        return intent(desk, member), member
+
+    with working(arguments) as work:
+        (words, member), report = work.do(whole)
+    return finish(arguments, words, report, {"node_id": member.id_text})
+
+
+def _called(member: Member) -> str:
+    return f"{member.name} ({member.id_text})"
+
+
+def _reason(reason: str, name: str) -> str:
+    """Return the reason with the node's name: once it is out, nobody knows it any more."""
+    return f"{name}: {reason}" if reason else name
+
+
+def _changes(given: list[str]) -> dict[str, str | None]:
+    changes: dict[str, str | None] = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        removed = not equals and key.endswith("-")
+        key = key[:-1] if removed else key
+        if key in changes or not key or not (equals or removed):
+            raise UsageError(f"{one[:80]!r} is no new KEY=VALUE or KEY-")
+        changes[key] = None if removed else value
+    return changes
