@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 
-from appliance.overlay.addresses import claimed_address
-from provisioning.identity import FIRST, SECOND, new_identity, read_identity, write_identity
 from provisioning.settings import Settings
+from tests.netns.identities import clashing_identities
 from tests.netns.lab import Lab, Network, Node, wait_until
 
 pytestmark = pytest.mark.netns
@@ -125,27 +122,3 @@ def test_two_nodes_with_one_address_part() -> None:
         assert not first.said("event=address-moved")
         wait_until(lambda: first.reaches(second.overlay_addresses()[0]), 10, "the loser answers")
         wait_until(lambda: second.reaches(first.overlay_addresses()[0]), 10, "the winner answers")
-
-
-def clashing_identities(network: Network, one: Node, two: Node) -> tuple[bytes, bytes]:
-    """Give the two nodes identities whose first addresses are the same; return their ids."""
-    token, wanted = network.token(), ipaddress.IPv4Network(network.info.settings.host_range)
-    seen: dict[ipaddress.IPv4Address, tuple[bytes, bytes]] = {}
-    while True:
-        blob = write_identity(new_identity(token, name=None, now=time.time()))
-        node_id = read_identity(blob).node_id
-        place = claimed_address(node_id, 0, wanted)
-        if place in seen:
-            other_id, other_blob = seen[place]
-            keep_identity(one, other_blob)
-            keep_identity(two, blob)
-            return other_id, node_id
-        seen[place] = node_id, blob
-
-
-def keep_identity(node: Node, blob: bytes) -> None:
-    target = node.state_dir / "identity"
-    target.mkdir(mode=0o700)
-    for name in (FIRST, SECOND):
-        (target / name).write_bytes(blob)
-        (target / name).chmod(0o600)
