@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from appliance.overlay import addresses, events
 from appliance.overlay.addresses import AddressesExhaustedError, Claim
 from appliance.overlay.peers import CLAIM_KEY, Holders, Peer, attempt_from_record, claim_record
+from appliance.overlay.wire import Body
 from appliance.problem import Problem
 
 
@@ -22,6 +23,15 @@ class Claims:
     peers: Mapping[bytes, Peer]
     own: Claim | None = None
     exhausted: Problem | None = None
+
+    @property
+    def ipv4(self) -> ipaddress.IPv4Address | None:
+        """The node's own address."""
+        return self.own.address if self.own else None
+
+    def said(self) -> tuple[int, bytes]:
+        """Return what handshakes say of our claim."""
+        return (self.own.attempt, self.own.address.packed) if self.own else (0, b"")
 
     def load(self, record: bytes | None) -> None:
         """Take up the claim of an earlier run: an address is kept for life."""
@@ -48,11 +58,22 @@ class Claims:
         """Claim the next address that nobody is known to have."""
         return self._choose(self.own.attempt + 1 if self.own else 0)
 
-    def claimed(self, node_id: bytes, attempt: int, packed: bytes) -> ipaddress.IPv4Address | None:
-        """Return the address that a member claims; None if its place is another one."""
-        address = ipaddress.IPv4Address(packed)
-        right = addresses.claimed_address(node_id, attempt, self.host_range)
-        return address if address == right else None
+    def wrong(self, node_id: bytes, body: Body) -> str | None:
+        """Say what is wrong with the address that a member claims."""
+        if not body.address:
+            return None
+        address = ipaddress.IPv4Address(body.address)
+        if address == addresses.claimed_address(node_id, body.attempt, self.host_range):
+            return None
+        return (
+            f"claims {address}, not its place in {self.host_range}: was its token made with "
+            "another host_range?"
+        )
+
+    def note(self, peer: Peer, body: Body) -> None:
+        """Take note of what a peer claims."""
+        peer.attempt = body.attempt
+        peer.ipv4 = ipaddress.IPv4Address(body.address) if body.address else None
 
     def allowed(self) -> list[Peer]:
         """Update what each peer may send from; return the peers for which it changed."""

@@ -1,8 +1,8 @@
 """The heart of the overlay, sans-IO: events in, actions out, the clock as an argument.
 
 It follows leads to members, authenticates them (`handshake`), keeps WireGuard's peer table and the
-node's overlay addresses right, and watches members by probes inside the tunnel. `service` performs
-the actions. The order of the returned actions matters.
+node's overlay addresses right, carries messages for the ledger, and watches members by probes
+inside the tunnel. `service` performs the actions. The order of the returned actions matters.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 from appliance.ledger.timekeeper import Reading
 from appliance.overlay import addresses, events, wire
-from appliance.overlay.admission import Admits
+from appliance.overlay.admission import Admits, Door
+from appliance.overlay.assigned import Assigned
 from appliance.overlay.claims import Claims
 from appliance.overlay.clock import Now
+from appliance.overlay.courier import Courier
 from appliance.overlay.endpoint import Endpoint, IPNetwork, is_candidate, unpack_endpoint
 from appliance.overlay.errors import WireError
-from appliance.overlay.frames import Reassembler, split
+from appliance.overlay.greeter import Greeter
+from appliance.overlay.guard import Guard
 from appliance.overlay.handshake import (
     Accepted,
     Acknowledged,
@@ -29,22 +32,26 @@ from appliance.overlay.handshake import (
     Outcome,
     Refused,
     Transmit,
+    TurnedAway,
+    cause_of,
 )
-from appliance.overlay.leads import Leads
-from appliance.overlay.liveness import Change, Liveness
-from appliance.overlay.peers import CLAIM_KEY, PEER_PREFIX, Peer, peer_from_record
+from appliance.overlay.inbox import Inbox, Proven, Stray
+from appliance.overlay.liveness import Change
+from appliance.overlay.peers import CLAIM_KEY, Peer, load_peers, owner_of, peer_log
+from appliance.overlay.post import Letter, Post
 from appliance.overlay.refusals import Refusals
 from appliance.overlay.seal import Sealer
+from appliance.overlay.timing import TimeDesk
+from appliance.overlay.upkeep import Upkeep
+from appliance.overlay.watch import LOWER_WAITS, Watch
 from appliance.problem import Problem
 from provisioning.identity import Identity
 from provisioning.keys import id_text
+from provisioning.membership import CertificateError
 
-# Peers that WireGuard has from an earlier run and nobody vouched for since are removed after this.
-ADOPTION_SECONDS = 90.0
-# Two WireGuard handshakes that cross cost both sides five seconds. So the lower node id speaks
-# first inside the tunnel, an initiator once its confirmation had time to arrive; the other waits.
-LOWER_WAITS = 0.25
-HIGHER_WAITS = 1.5
+# How often a member that speaks in an older epoch is reported.
+BEHIND_SECONDS = 3.0
+ASKED_FOR_TIME_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,11 @@ class CoreConfig:
 
 
 class Core:
-    """One node's view of its network. Begin with `start`, then `handle` every event."""
+    """One node's view of its network. Begin with `start`, then `handle` every event.
+
+    ``admits`` decides who is let in beyond the certificate's chain; None: whose grant has not
+    expired. ``reading`` is the clock that others are told (monotonic seconds in).
+    """
 
     def __init__(
         self,
@@ -75,28 +86,35 @@ class Core:
         self.config = config
         self.peers: dict[bytes, Peer] = {}
         self.refusals = Refusals()
-        ipv6 = addresses.ula_address(identity.network.network_id, identity.member().node_key)
-        self.claims = Claims(identity.node_id, ipv6, config.host_range, self.peers)
-        self.liveness = Liveness(identity.node_id, self.peers, random)
+        self.guard = Guard()
+        self.keyring = sealer.keyring
         # Moves when contacts, who is up, or members change.
         self.generation = 0
-        self._admits = admits
-        self._reading = reading
-        self._sealer = sealer
-        self._random = random
+        ipv6 = addresses.ula_address(identity.network.network_id, identity.member().node_key)
+        claims = Claims(identity.node_id, ipv6, config.host_range, self.peers)
+        self.claims: Claims | Assigned = claims
+        self._post = Post(sealer, random)
+        self._watch = Watch(identity.node_id, self.peers, self._post, random, vpn=config.vpn)
+        self._courier = Courier(identity.node_id, self.peers, self._post, vpn=config.vpn)
+        self._inbox = Inbox(self._post, self._courier, self.peers, self._usable, config.vpn)
+        self._door = Door(admits, self.peers)
         self._own: tuple[str, ...] = ()
-        self._leads = Leads()
-        self._parts = Reassembler()
-        self._prune_at: float | None = None
-        self._handshakes = Handshakes(identity, self.peers.__contains__, self._facts, random)
-        self._load(remembered)
+        self._started = False
+        self._upkeep = Upkeep(self.peers, config.vpn)
+        self._epochs_changed = False
+        self._places_changed = False
+        self._handshakes = Handshakes(identity, self._door.denies, self._facts, random)
+        self._time = TimeDesk(identity, self._handshakes.certificates, reading, random)
+        self._greeter = Greeter(self._handshakes, self.keyring, self.peers)
+        claims.load(remembered.get(CLAIM_KEY))
+        self.peers.update(load_peers(remembered, identity, config.host_range))
 
     # What the edge shows
 
     @property
     def ipv4(self) -> ipaddress.IPv4Address | None:
         """The node's own IPv4 overlay address."""
-        return self.claims.own.address if self.claims.own else None
+        return self.claims.ipv4
 
     @property
     def ipv6(self) -> ipaddress.IPv6Address:
@@ -116,29 +134,24 @@ class Core:
         ``adopted``: what an earlier run left; its peers are where they are, not where they were.
         """
         actions: list[events.Action] = []
-        self._stats(adopted.peers)
+        self._started = True
+        for peer in tuple(self.peers.values()):
+            if denied := self._door.denies(peer.member, now):
+                actions += self.expel(peer.node_id, denied.cause, denied.detail, now)
+        self._upkeep.take(adopted.peers)
         actions += self.claims.begin()
         for peer in self.peers.values():
-            self.liveness.hurry(peer, now.mono, self._patience(peer))
-            self._leads.set(f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono)
+            self._watch.hurry(peer, now)
+            self._greeter.follow(peer, now)
         self._set_peers(actions)
-        if self.config.vpn:
-            self._prune_at = now.mono + ADOPTION_SECONDS
-            actions.append(events.ReadStats())
-        self._follow(now, actions)
+        self._upkeep.begin(now.mono)
+        self._outcomes(self._greeter.due(now), now, actions)
         return actions
 
     def tunnel(self) -> list[events.Action]:
         """Return what fills a tunnel that had to be made again."""
-        claim = self.claims.own
-        actions: list[events.Action] = [
-            events.SetAddresses(claim.address if claim else None, self.claims.ipv6)
-        ]
-        actions += [
-            events.SetPeer(peer.member.wg_key, peer.endpoint, peer.allowed)
-            for peer in self.peers.values()
-        ]
-        return actions
+        addresses_now = events.SetAddresses(self.claims.ipv4, self.claims.ipv6)
+        return [addresses_now, *self._upkeep.set(list(self.peers.values()))]
 
     def handle(self, event: events.Event, now: Now) -> list[events.Action]:
         """Return what follows from an event; whatever is due by now is done as well."""
@@ -148,13 +161,14 @@ class Core:
                 self._datagram(data, source, now, actions)
             case events.ProbeReceived(data, source):
                 self._inside(data, source, now, actions)
-            case events.Discovered(key, endpoints, wait, _, node_id):
+            case events.Discovered(key, endpoints, wait, epoch, node_id):
                 usable = tuple(one for one in endpoints if self._usable(one))
-                self._leads.set(key, usable, now.mono + wait, node_id)
+                self._greeter.leads.set(key, usable, now.mono + wait, node_id, epoch)
             case events.LocalAddresses(hosts):
                 self._moved(hosts, now, actions)
             case events.TunnelStats(peers):
-                self._stats(peers)
+                self._upkeep.take(peers)
+                self._places_changed = True
             case events.Tick():
                 pass
         self._due(now, actions)
@@ -162,31 +176,47 @@ class Core:
 
     def next_timer(self) -> float | None:
         """Return the monotonic time of the next `Tick` that has something to do."""
-        times = (
-            self._prune_at,
-            self._handshakes.next_timer(),
-            self._leads.next_timer(self._satisfied()),
-            self.liveness.next_timer(),
-        )
+        times = [one.next_timer() for one in (self._upkeep, self._greeter, self._watch)]
         return min((one for one in times if one is not None), default=None)
 
-    # What the ledger wants
+    # What the ledger and its owner want
 
     def contacts(self) -> frozenset[bytes]:
         """Return the members to which `carry` can send now."""
-        return frozenset(peer.node_id for peer in self.peers.values() if peer.up)
+        return frozenset(
+            peer.node_id for peer in self.peers.values() if self._courier.reaches(peer)
+        )
 
     def carry(self, node_id: bytes, data: bytes, now: Now) -> list[events.Action]:
-        """Return what brings a ledger message to an accepted member; nothing if there is no way."""
-        return []
+        """Return what brings a ledger message (up to `wire.CARRIED_MAX` bytes) to a member.
+
+        Nothing if there is no way to it: it is no contact.
+        """
+        peer = self.peers.get(node_id)
+        return self._courier.send(wire.Kind.GOSSIP, peer, data, now) if peer else []
 
     def catch_up(self, node_id: bytes, data: bytes, now: Now) -> list[events.Action]:
         """Return what brings up to 8 KiB to a member that may lack the current secret."""
-        return []
+        peer = self.peers.get(node_id)
+        return self._courier.send(wire.Kind.CATCH_UP, peer, data, now) if peer else []
 
     def expel(self, node_id: bytes, cause: str, detail: str, now: Now) -> list[events.Action]:
-        """Return what throws a member out at once."""
-        return []
+        """Return what throws a member out at once. Whether it may come back, ``admits`` says."""
+        peer = self.peers.pop(node_id, None)
+        self._courier.sessions.forget(node_id)
+        self._handshakes.forget(node_id)
+        if peer is None:
+            return []
+        actions = self._upkeep.remove(peer)
+        actions.append(events.Remember(peer.store_key, None))
+        self._greeter.forget(peer, now)
+        place = peer.endpoint or Endpoint(str(peer.ipv6), 1)
+        self.refusals.note(cause, f"{peer.member.name}: {detail}", place, now)
+        message = f"{peer.member.name} is out: {detail}"
+        actions.append(peer_log(logging.WARNING, message, peer, "expelled"))
+        self._set_peers(actions)
+        self.generation += 1
+        return actions
 
     def set_addresses(
         self,
@@ -195,113 +225,119 @@ class Core:
         now: Now,
     ) -> list[events.Action]:
         """Decide the overlay's IPv4 addresses; what handshakes claim counts no more."""
-        return []
+        before = self.claims
+        self.claims = Assigned(before.ipv6, self.peers, own, dict(others))
+        if not self._started:
+            return []
+        actions: list[events.Action] = []
+        if before.ipv4 != own:
+            actions += self.claims.begin()
+        self._set_peers(actions)
+        self._due(now, actions)
+        return actions
 
     def set_secrets(self, secrets: Mapping[int, bytes], current: int, since_unix: float) -> None:
-        """Take up the secrets of the epochs; what follows from it is due at once."""
+        """Take up the secrets of the epochs. What follows is due at once: call `handle` soon.
+
+        Raises ValueError if the current one is not among them.
+        """
+        before = self.keyring.current
+        changed = self.keyring.replace(secrets, current, since_unix)
+        if not changed and before == current:
+            return
+        known = [one.epoch for one in self.keyring.seeds()]
+        for peer in self.peers.values():
+            if peer.epoch in changed:
+                # What it was known to have is another secret than ours.
+                peer.epoch = max((one for one in known if one < min(changed)), default=-1)
+        self._epochs_changed = True
+        self._greeter.begin_epoch()
 
     def ask_time(self, now: Now) -> list[events.Action]:
         """Return what asks everybody within reach for the time."""
-        return []
+        data = self._post.timeless(self._time.ask(now.mono), self.keyring.current)
+        places = [peer.endpoint for peer in self.peers.values() if peer.endpoint]
+        targets = list(dict.fromkeys((*places, *self._greeter.leads.endpoints())))
+        return [
+            events.Broadcast(data),
+            *(events.Send(data, one) for one in targets[:ASKED_FOR_TIME_MAX]),
+        ]
 
     def doubt(self, node_id: bytes, now: Now) -> list[events.Action]:
         """Probe a member that somebody suspects."""
-        return []
+        actions: list[events.Action] = []
+        if (peer := self.peers.get(node_id)) is not None and peer.up:
+            self._watch.doubt(peer, now)
+            self._due(now, actions)
+        return actions
 
     # Datagrams
 
     def _datagram(
         self, data: bytes, source: Endpoint, now: Now, actions: list[events.Action]
     ) -> None:
-        if not self._usable(source):
-            return  # our own echo, or a tunnel inside itself
-        plaintext = self._sealer.unseal(data, now.unix)
-        if plaintext is None:
-            self._refuse(
-                "unsealed",
-                "not sealed with this network's secret: a node with another network's token, "
-                "a clock that is more than an hour off, or noise",
-                source,
-                now,
-                actions,
-            )
-            return
         try:
-            message = self._parts.add(source, plaintext, now.mono)
-            if message is None:
-                return
-            kind, payload = wire.decode_message(message)
-        except WireError as error:
-            self._refuse(error.cause, str(error), source, now, actions)
-            return
-        if isinstance(payload, wire.Probe):
-            if self.config.vpn:
-                self._refuse("misplaced", "a probe outside the tunnel", source, now, actions)
-            else:
-                self._probe(kind, payload, source, now, actions)
-            return
-        self._outcomes(self._handshakes.receive(kind, payload, source, now), now, actions)
+            got = self._inbox.outside(data, source, now)
+            match got:
+                case Proven():
+                    self._proven(got, source, now, actions)
+                case Stray(peer):
+                    self._outcomes(self._greeter.stray(peer, now), now, actions)
+                case Letter():
+                    self._letter(got, source, now, actions)
+        except (WireError, CertificateError) as error:
+            self._refuse(cause_of(error), str(error), source, now, actions)
 
     def _inside(self, data: bytes, source: str, now: Now, actions: list[events.Action]) -> None:
-        """Handle a datagram from inside the tunnel: WireGuard vouches for its source address."""
-        plaintext = self._sealer.unseal(data, now.unix)
-        where = Endpoint(source, 1)
         try:
-            message = self._parts.add(where, plaintext, now.mono) if plaintext else None
-            if message is None:
-                return
-            kind, payload = wire.decode_message(message)
+            if (got := self._inbox.inside(data, source, now)) is not None:
+                self._proven(got, None, now, actions)
         except WireError as error:
-            self._refuse(error.cause, str(error), where, now, actions)
-            return
-        if not isinstance(payload, wire.Probe):
-            return
-        peer = self.peers.get(payload.sender)
-        if peer is None or str(peer.ipv6) != source:
-            self._refuse("misplaced", "a probe in another node's name", where, now, actions)
-            return
-        self._probe(kind, payload, None, now, actions)
+            self._refuse(error.cause, str(error), Endpoint(source, 1), now, actions)
 
-    def _probe(
-        self,
-        kind: wire.Kind,
-        probe: wire.Probe,
-        source: Endpoint | None,
-        now: Now,
-        actions: list[events.Action],
+    def _letter(
+        self, letter: Letter, source: Endpoint, now: Now, actions: list[events.Action]
     ) -> None:
-        peer = self.peers.get(probe.sender)
-        if peer is None:
-            return
-        if kind is wire.Kind.PROBE:
-            echo = wire.Probe(self.identity.node_id, probe.token)
-            self._send_probe(wire.Kind.ECHO, echo, peer, source, now, actions)
-            if not peer.up and not peer.token:
-                # The tunnel works, then. Never while an answer is awaited: two that do so for each
-                # other would go on for ever.
-                peer.probe_at = min(peer.probe_at, now.mono)
-        elif self.liveness.answered(peer, probe.token, now.mono) is Change.UP:
-            milliseconds = (peer.rtt or 0.0) * 1000
-            message = f"{peer.member.name} answers ({milliseconds:.1f} ms)"
-            self._log(actions, logging.INFO, message, peer, event="peer-up")
-            if self.config.vpn:
-                actions.append(events.ReadStats())
+        match letter.payload:
+            case wire.TimeAsk() as ask:
+                if answer := self._time.answer(ask, source, now.mono):
+                    sealed = self._post.timeless(answer, letter.epoch)
+                    actions.append(events.Send(sealed, source))
+            case wire.Signed() as signed if letter.kind is wire.Kind.TIME_TELL:
+                if told := self._time.told(
+                    signed, now.mono, lambda one: self._door.denies(one, now)
+                ):
+                    actions.append(told)
+            case wire.Signed() as signed:
+                outcomes = self._handshakes.receive(letter.kind, signed, source, now, letter.epoch)
+                self._outcomes(outcomes, now, actions)
 
-    def _send_probe(
-        self,
-        kind: wire.Kind,
-        probe: wire.Probe,
-        peer: Peer,
-        source: Endpoint | None,
-        now: Now,
-        actions: list[events.Action],
+    def _proven(
+        self, got: Proven, source: Endpoint | None, now: Now, actions: list[events.Action]
     ) -> None:
-        for frame in split(wire.encode_message(kind, probe), self._random):
-            data = self._sealer.seal(frame, now.unix)
-            if self.config.vpn:
-                actions.append(events.SendInside(data, str(peer.ipv6)))
-            elif where := source or peer.endpoint:
-                actions.append(events.Send(data, where))
+        peer = got.peer
+        if source is None or isinstance(got.payload, wire.Carried):
+            self._spoke(peer, got.epoch, now, actions)
+        if isinstance(got.payload, wire.Probe):
+            change, follows = self._watch.received(got, got.payload, source, now)
+            actions += follows
+            if change is Change.UP:
+                peer.silent = False
+                self.generation += 1
+                self._upkeep.look_soon(now.mono)
+            return
+        if peer.silent:
+            peer.silent = False
+            self.generation += 1
+        said = events.Delivered if got.kind is wire.Kind.GOSSIP else events.CaughtUp
+        actions.append(said(peer.node_id, got.payload.data))
+
+    def _spoke(self, peer: Peer, epoch: int, now: Now, actions: list[events.Action]) -> None:
+        """Note that a peer, proven, spoke in an epoch; what came late takes nothing back."""
+        peer.epoch = max(peer.epoch, epoch)
+        if peer.epoch < self.keyring.current and now.mono >= peer.behind_said + BEHIND_SECONDS:
+            peer.behind_said = now.mono
+            actions.append(events.Behind(peer.node_id, peer.epoch))
 
     # Handshakes
 
@@ -310,68 +346,71 @@ class Core:
     ) -> None:
         for one in outcomes:
             match one:
-                case Transmit(message, destination):
-                    for frame in split(message, self._random):
-                        data = self._sealer.seal(frame, now.unix)
-                        actions.append(events.Send(data, destination))
+                case Transmit(message, destination, epoch):
+                    actions += self._post.outside(message, destination, epoch, now)
                 case Accepted():
                     self._accept(one, now, actions)
-                case Acknowledged(node_id):
+                case Acknowledged(node_id, _, session):
+                    self._courier.sessions.confirm(session)
+                    self.generation += 1
                     if (peer := self.peers.get(node_id)) and not peer.up:
-                        self.liveness.hurry(peer, now.mono, self._patience(peer, ready=True))
-                case Refused(cause, detail, source):
+                        self._watch.hurry(peer, now, ready=True)
+                case Refused(cause, detail, source, final):
                     self._refuse(cause, detail, source, now, actions)
-                case GaveUp():
-                    pass  # its lead says when to try again
+                    if final:
+                        self._greeter.leads.rest(source, now.mono)
+                case TurnedAway(member, cause, detail, source):
+                    self._greeter.leads.rest(source, now.mono)
+                    actions.append(events.RefusedBy(member.node_id, member.name, cause, detail))
+                case GaveUp(target):
+                    # Its lead says when to try again.
+                    for peer in self.peers.values():
+                        if peer.endpoint == target and not peer.up and not peer.silent:
+                            peer.silent = True
+                            self.generation += 1
 
     def _accept(self, one: Accepted, now: Now, actions: list[events.Action]) -> None:
         member, body = one.member, one.body
-        if (owner := self._owner(member.wg_key)) not in {None, member.node_id}:
+        owner = owner_of(member.wg_key, self.identity.member(), self.peers)
+        if owner not in {None, member.node_id}:
             # Both hold its private key (a copied disk, say): the first one's entry stays as it is.
             detail = f"{member.name} uses the WireGuard key of {id_text(owner or b'')}"
             self._refuse("tunnel-key-taken", detail, one.source, now, actions)
             return
-        claimed = None
-        if body.address:
-            claimed = self.claims.claimed(member.node_id, body.attempt, body.address)
-            if claimed is None:
-                detail = (
-                    f"{member.name} claims {ipaddress.IPv4Address(body.address)}, not its place in "
-                    f"{self.config.host_range}: was its token made with another host_range?"
-                )
-                self._refuse("wrong-address", detail, one.source, now, actions)
-                return
+        if wrong := self.claims.wrong(member.node_id, body):
+            detail = f"{member.name} {wrong}"
+            self._refuse("wrong-address", detail, one.source, now, actions)
+            return
+        self._courier.sessions.add(member.node_id, one.session, ready=not one.initiated)
+        self.generation += 1
         peer = self.peers.get(member.node_id)
         new = peer is None
         if peer is None:
             ipv6 = addresses.ula_address(self.identity.network.network_id, member.node_key)
             peer = self.peers[member.node_id] = Peer(member, one.certificate, ipv6)
         elif peer.boot == body.boot and peer.serial >= body.serial:
+            self._spoke(peer, body.epoch, now, actions)
             return  # said before what we know already
         rejoined = peer.boot != body.boot
-        peer.member, peer.certificate = member, one.certificate
+        if rejoined:
+            peer.epoch = body.epoch
+        peer.member, peer.certificate, peer.silent = member, one.certificate, False
         peer.boot, peer.serial, peer.accepted_at = body.boot, body.serial, now.mono
-        peer.attempt, peer.ipv4 = body.attempt, claimed
+        self.claims.note(peer, body)
         listed = tuple(unpack_endpoint(packed) for packed in body.candidates)
-        self._locate(peer, one.source, listed)
-        self._leads.bind(one.source, member.node_id)
-        self._leads.set(f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono)
-        self._leads.bind(one.source, member.node_id)
+        peer.locate(one.source, tuple(place for place in listed if self._usable(place)))
+        self._places_changed = True
+        self._greeter.leads.bind(one.source, member.node_id)
+        self._greeter.follow(peer, now)
         if new:
-            self._log(actions, logging.INFO, f"{member.name} is a member", peer, event="accepted")
+            message = f"{member.name} is a member"
+            actions.append(peer_log(logging.INFO, message, peer, "accepted"))
         self._settle_clash(peer, now, actions)
         self._set_peers(actions, also=peer)
         actions.append(events.Remember(peer.store_key, peer.record()))
+        self._spoke(peer, body.epoch, now, actions)
         if new or rejoined or not peer.up:
-            ready = not one.initiated
-            self.liveness.hurry(peer, now.mono, self._patience(peer, ready=ready))
-
-    def _locate(self, peer: Peer, source: Endpoint, listed: tuple[Endpoint, ...]) -> None:
-        """Decide where a member is: a path that works is kept as long as the member has it."""
-        usable = tuple(one for one in listed if self._usable(one))
-        if not (peer.up and peer.endpoint in usable):
-            peer.endpoint = source
-        peer.candidates = (source, *(one for one in usable if one != source))
+            self._watch.hurry(peer, now, ready=not one.initiated)
 
     # Addresses
 
@@ -380,46 +419,36 @@ class Core:
         if not self.claims.lost_to(peer):
             return
         message = f"{peer.member.name} holds {peer.ipv4}, this node moves away"
-        self._log(actions, logging.WARNING, message, peer, event="address-moved")
+        actions.append(peer_log(logging.WARNING, message, peer, "address-moved"))
         actions += self.claims.move()
-        for one in self.peers.values():
-            self._greet(one, now, actions)
+        self._outcomes(self._greeter.greet(self.peers.values(), now), now, actions)
 
     def _set_peers(self, actions: list[events.Action], *, also: Peer | None = None) -> None:
         """Set the peers whose addresses have changed, and the one that is said."""
         changed = self.claims.allowed()
         if also is not None and also not in changed:
             changed.append(also)
-        if self.config.vpn:
-            actions += [
-                events.SetPeer(one.member.wg_key, one.endpoint, one.allowed) for one in changed
-            ]
+        actions += self._upkeep.set(changed)
 
     # Time
 
     def _due(self, now: Now, actions: list[events.Action]) -> None:
-        self._outcomes(self._handshakes.tick(now), now, actions)
-        self._follow(now, actions)
-        probes = self.liveness.due(now.mono)
-        for peer, change, probe in probes:
-            if change is Change.DOWN:
-                self._leads.hasten(peer.node_id, now.mono)
-                message = f"{peer.member.name} does not answer any more"
-                self._log(actions, logging.WARNING, message, peer, event="peer-down")
-            self._send_probe(wire.Kind.PROBE, probe, peer, None, now, actions)
-        if probes and self.config.vpn:
-            actions.append(events.ReadStats())
-        if self._prune_at is not None and self._prune_at <= now.mono:
-            self._prune_at = None
-            known = frozenset(peer.member.wg_key for peer in self.peers.values())
-            actions.append(events.KeepOnlyPeers(known))
-
-    def _follow(self, now: Now, actions: list[events.Action]) -> None:
-        for endpoint in self._leads.take_due(now.mono, self._satisfied()):
-            self._outcomes(self._handshakes.initiate(endpoint, now), now, actions)
-
-    def _satisfied(self) -> frozenset[bytes]:
-        return frozenset(peer.node_id for peer in self.peers.values() if peer.up)
+        if self._epochs_changed:
+            self._epochs_changed = False
+            actions.append(events.EpochsChanged())
+        self._outcomes(self._greeter.due(now), now, actions)
+        down, probes = self._watch.due(now)
+        actions += probes
+        for peer in down:
+            # Without a tunnel there is no other way than the one that was probed.
+            peer.silent = not self.config.vpn
+            self.generation += 1
+            self._greeter.leads.hasten(peer.node_id, now.mono)
+        actions += self._upkeep.due(now.mono)
+        if self._places_changed:
+            self._places_changed = False
+            hosts = {peer.endpoint.host for peer in self.peers.values() if peer.endpoint}
+            self.guard.know(hosts, now.mono)
 
     # What the edges tell
 
@@ -429,53 +458,24 @@ class Core:
         if first or not changed:
             return
         # Members learn the new endpoint from where our message comes; a path that broke shows soon.
+        self._outcomes(self._greeter.greet(self.peers.values(), now), now, actions)
         for peer in self.peers.values():
-            self._greet(peer, now, actions)
-            self.liveness.doubt(peer, now.mono, LOWER_WAITS)
-        self._leads.hasten(None, now.mono)
-
-    def _greet(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
-        if peer.endpoint is not None:
-            self._outcomes(self._handshakes.initiate(peer.endpoint, now), now, actions)
-
-    def _stats(self, found: Mapping[bytes, events.TunnelPeer]) -> None:
-        for peer in self.peers.values():
-            seen = found.get(peer.member.wg_key)
-            if seen is None:
-                continue
-            peer.handshake = seen.handshake
-            # WireGuard follows a member that roams; a member is where its packets come from.
-            if seen.endpoint is not None and seen.handshake is not None:
-                peer.endpoint = seen.endpoint
+            self._watch.doubt(peer, now, LOWER_WAITS)
+        self._greeter.leads.hasten(None, now.mono)
 
     # Helpers
 
-    def _patience(self, peer: Peer, *, ready: bool = False) -> float:
-        """Return how long to wait before speaking inside the tunnel; ready: the peer expects us."""
-        if self.identity.node_id > peer.node_id:
-            return HIGHER_WAITS
-        return 0.0 if ready else LOWER_WAITS
-
-    def _facts(self) -> Facts:
-        claim = self.claims.own
+    def _facts(self, epoch: int) -> Facts:
+        if epoch != self.keyring.current:
+            # Who is out may read this.
+            return Facts(port=self.config.port)
+        attempt, address = self.claims.said()
         listed = tuple(
             Endpoint(host, self.config.port).pack()
             for host in self._own
             if is_candidate(host, own=(), refused=self.config.refused)
         )
-        return Facts(
-            port=self.config.port,
-            attempt=claim.attempt if claim else 0,
-            address=claim.address.packed if claim else b"",
-            candidates=listed[: wire.CANDIDATES_MAX],
-        )
-
-    def _owner(self, wg_key: bytes) -> bytes | None:
-        """Return the node that a WireGuard key belongs to, as far as we know."""
-        if wg_key == self.identity.member().wg_key:
-            return self.identity.node_id
-        owners = (one.node_id for one in self.peers.values() if one.member.wg_key == wg_key)
-        return next(owners, None)
+        return Facts(self.config.port, attempt, address, listed[: wire.CANDIDATES_MAX])
 
     def _usable(self, endpoint: Endpoint) -> bool:
         return is_candidate(endpoint.host, own=self._own, refused=self.config.refused)
@@ -490,23 +490,3 @@ class Core:
     ) -> None:
         if line := self.refusals.note(cause, detail, source, now):
             actions.append(line)
-
-    def _log(
-        self, actions: list[events.Action], level: int, message: str, peer: Peer, *, event: str
-    ) -> None:
-        fields = {
-            "event": event,
-            "peer": id_text(peer.node_id),
-            "peer_name": peer.member.name,
-            "endpoint": str(peer.endpoint) if peer.endpoint else "",
-        }
-        actions.append(events.Log(level, message, fields))
-
-    def _load(self, remembered: Mapping[str, bytes]) -> None:
-        self.claims.load(remembered.get(CLAIM_KEY))
-        for key, value in remembered.items():
-            if not key.startswith(PEER_PREFIX):
-                continue
-            peer = peer_from_record(value, self.identity.network, self.config.host_range)
-            if peer is not None and self._owner(peer.member.wg_key) is None:
-                self.peers[peer.node_id] = peer

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.errors import WireError
 from appliance.overlay.seal import PLAINTEXT_MAX
 
 FRAME_VERSION = 1
 PARTS_MAX = 8
 PADDED_TO = 64
-PENDING_MAX = 64
-PENDING_PER_SOURCE = 4
+PENDING_MAX = 128
+PENDING_PER_SOURCE = 8
 PENDING_SECONDS = 10.0
 _HEADER = struct.Struct(">BB8sH")
 PART_MAX = PLAINTEXT_MAX - _HEADER.size
@@ -86,13 +85,16 @@ class Reassembler:
     """Puts messages of several parts together; what it holds is bounded in number and time."""
 
     def __init__(self) -> None:
-        self._pending: OrderedDict[tuple[Endpoint, bytes], _Pending] = OrderedDict()
+        self._pending: OrderedDict[tuple[Hashable, bytes], _Pending] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, source: Endpoint, plaintext: bytes, now: float) -> bytes | None:
-        """Return the message that this part completes, else None. Raises WireError."""
+    def add(self, source: Hashable, plaintext: bytes, now: float) -> bytes | None:
+        """Return the message that this part completes, else None. Raises WireError.
+
+        Parts of different sources never make a message.
+        """
         frame = read_frame(plaintext)
         if frame.count == 1:
             return frame.part
@@ -109,7 +111,7 @@ class Reassembler:
         del self._pending[key]
         return b"".join(pending.parts[index] for index in range(pending.count))
 
-    def _make_room(self, source: Endpoint, now: float) -> None:
+    def _make_room(self, source: Hashable, now: float) -> None:
         for key in [key for key, one in self._pending.items() if one.expires <= now]:
             del self._pending[key]
         of_source = [key for key in self._pending if key[0] == source]

@@ -13,7 +13,8 @@ itself; REPLY, CONFIRM and DONE also name whom they are for. Nobody is accepted 
 the other's fresh nonce, so a repeated or redirected message achieves nothing; and REPLY and CONFIRM
 prove, for that receiver and nonce, the WireGuard key of the certificate (`proof`). Only the
 initiator retransmits: one sealed request never yields more than one answer. Two nodes that begin
-at the same time run two handshakes; the outcome is the same.
+at the same time run two handshakes; the outcome is the same. All messages of a handshake are sealed
+in the epoch of its HELLO. A member that is not to be let in gets a REFUSAL for its nonce instead.
 """
 
 from __future__ import annotations
@@ -22,24 +23,34 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
+from appliance.overlay.admission import Denied
+from appliance.overlay.certificates import Certificates
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint, PackedEndpoint
 from appliance.overlay.errors import WireError
-from appliance.overlay.proof import CAUSE, Statement, check_proof, make_proof
+from appliance.overlay.guard import HostBuckets
+from appliance.overlay.proof import CAUSE, Statement, TunnelKeys, check_proof, make_proof
+from appliance.overlay.sessions import SessionKey, session_key
 from appliance.overlay.wire import (
     BOOT_SIZE,
+    CAUSE_MAX,
+    DETAIL_MAX,
     FILLER,
     NONCE_SIZE,
     Body,
     Kind,
+    RefusalBody,
     Signed,
     decode_body,
+    decode_refusal,
     encode_message,
     signed_bytes,
 )
 from provisioning import codec
 from provisioning.identity import Identity
-from provisioning.membership import CertificateError, Member, verify_certificate
+from provisioning.membership import CertificateError, Member
 
 # Seconds after which a message is repeated; after the last one the attempt is given up.
 RETRANSMIT_AFTER = (0.4, 0.8, 1.6, 3.2, 3.2)
@@ -48,6 +59,9 @@ HALF_OPEN_MAX = 512
 HALF_OPEN_PER_PEER = 4
 HALF_OPEN_SECONDS = 30.0
 FINISHED_MAX = 256
+# Signatures that strangers can make us check: per second and at once, of one host and in all.
+CHECKS_OF_HOST = 50.0, 100.0
+CHECKS_IN_ALL = 200.0, 400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +76,26 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Transmit:
-    """Send a message."""
+    """Send a message, sealed in an epoch."""
 
     message: bytes
     destination: Endpoint
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The node at ``source`` proved to be a member, and said ``body`` of itself just now."""
+    """The node at ``source`` proved to be a member, and said ``body`` of itself just now.
+
+    It shares ``session`` with us, for sure once it is acknowledged or if it began.
+    """
 
     member: Member
     certificate: bytes
     body: Body
     source: Endpoint
     initiated: bool
+    session: SessionKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +104,27 @@ class Acknowledged:
 
     node_id: bytes
     source: Endpoint
+    session: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A message was refused; ``cause`` is a short code, ``detail`` says it in words."""
+    """A message was refused; ``cause`` is a short code, ``detail`` says it in words.
 
+    ``final``: there is no use in asking there again soon.
+    """
+
+    cause: str
+    detail: str
+    source: Endpoint
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """A member at ``source`` says that it does not let us in."""
+
+    member: Member
     cause: str
     detail: str
     source: Endpoint
@@ -103,19 +137,21 @@ class GaveUp:
     target: Endpoint
 
 
-Outcome = Transmit | Accepted | Acknowledged | Refused | GaveUp
+Outcome = Transmit | Accepted | Acknowledged | Refused | TurnedAway | GaveUp
 
 
 @dataclass(slots=True)
 class _Outgoing:
     nonce: bytes
     target: Endpoint
+    epoch: int
     message: bytes
     sent: int
     repeat_at: float
     # Set once the reply was accepted: who it is and the nonce that we confirmed.
     member: Member | None = None
     confirmed: bytes = b""
+    session: bytes = b""
 
 
 @dataclass(slots=True)
@@ -129,34 +165,54 @@ class _HalfOpen:
 class Handshakes:
     """All handshakes of a node that run at one time.
 
-    ``admitted(node_id)`` says who is in already; ``facts()`` what the node says of itself now.
+    ``denies(member, now)`` says why a member is not let in, None if it is; ``facts(epoch)`` what
+    the node says of itself now.
     """
 
     identity: Identity
-    admitted: Callable[[bytes], bool]
-    facts: Callable[[], Facts]
+    denies: Callable[[Member, Now], Denied | None]
+    facts: Callable[[int], Facts]
     random: Callable[[int], bytes]
+    certificates: Certificates = field(init=False)
+    # Messages that were dropped unchecked.
+    dropped: int = 0
+    _tunnel_keys: TunnelKeys = field(init=False)
     _outgoing: OrderedDict[bytes, _Outgoing] = field(default_factory=OrderedDict)
     _half_open: OrderedDict[tuple[bytes, bytes], _HalfOpen] = field(default_factory=OrderedDict)
     _finished: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    _checks: HostBuckets = field(default_factory=lambda: HostBuckets(CHECKS_OF_HOST, CHECKS_IN_ALL))
     _boot: bytes = b""
     _serial: int = 0
 
     def __post_init__(self) -> None:
         self._boot = self.random(BOOT_SIZE)
+        self.certificates = Certificates(self.identity.network)
+        self._tunnel_keys = TunnelKeys(self.identity.wg_private)
 
     # What the node wants
 
-    def initiate(self, target: Endpoint, now: Now) -> tuple[Outcome, ...]:
+    def initiate(self, target: Endpoint, now: Now, epoch: int) -> tuple[Outcome, ...]:
         """Begin with whoever is at ``target``, unless that is under way."""
-        if any(one.target == target and one.member is None for one in self._outgoing.values()):
+        if any(
+            one.target == target and one.member is None and one.epoch == epoch
+            for one in self._outgoing.values()
+        ):
             return ()
         if len(self._outgoing) >= OUTGOING_MAX:
             self._finish(next(iter(self._outgoing)))
         nonce = self.random(NONCE_SIZE)
-        message = self._message(Kind.HELLO, target, nonce=nonce)
-        self._outgoing[nonce] = _Outgoing(nonce, target, message, 1, now.mono + RETRANSMIT_AFTER[0])
-        return (Transmit(message, target),)
+        message = self._message(Kind.HELLO, target, epoch, nonce=nonce)
+        repeat_at = now.mono + RETRANSMIT_AFTER[0]
+        self._outgoing[nonce] = _Outgoing(nonce, target, epoch, message, 1, repeat_at)
+        return (Transmit(message, target, epoch),)
+
+    def forget(self, node_id: bytes) -> None:
+        """Break off everything with a node."""
+        for one in list(self._outgoing.values()):
+            if one.member is not None and one.member.node_id == node_id:
+                self._finish(one.nonce)
+        for key in [key for key in self._half_open if key[0] == node_id]:
+            del self._half_open[key]
 
     def next_timer(self) -> float | None:
         """Return the monotonic time at which `tick` has something to do."""
@@ -175,18 +231,20 @@ class Handshakes:
                 continue
             one.repeat_at = now.mono + RETRANSMIT_AFTER[one.sent]
             one.sent += 1
-            outcomes.append(Transmit(one.message, one.target))
+            outcomes.append(Transmit(one.message, one.target, one.epoch))
         return tuple(outcomes)
 
     # What comes in
 
     def receive(
-        self, kind: Kind, signed: Signed, source: Endpoint, now: Now
+        self, kind: Kind, signed: Signed, source: Endpoint, now: Now, epoch: int
     ) -> tuple[Outcome, ...]:
         """Handle a handshake message; whatever is wrong with it becomes a Refused."""
         try:
+            if kind is Kind.REFUSAL:
+                return self._refusal(signed, source, now, epoch)
             body = decode_body(kind, signed.body)
-            self._check_network(body)
+            self._check_place(body.network_id, body.epoch, epoch)
             match kind:
                 case Kind.HELLO:
                     return self._hello(signed, body, source, now)
@@ -196,77 +254,139 @@ class Handshakes:
                     return self._confirm(signed, body, source, now)
                 case _:
                     return self._done(signed, body, source)
-        except CertificateError as error:
-            return (Refused(error.cause.name.lower().replace("_", "-"), str(error), source),)
-        except WireError as error:
-            return (Refused(error.cause, str(error), source),)
+        except (CertificateError, WireError) as error:
+            return (Refused(cause_of(error), str(error), source),)
 
     def _hello(self, signed: Signed, body: Body, source: Endpoint, now: Now) -> tuple[Outcome, ...]:
-        member = self._verify(Kind.HELLO, signed, now)
+        if not self._may_check(source, now):
+            return ()
+        member = self._verify(Kind.HELLO, signed)
         if member.node_id == self.identity.node_id:
             return ()  # our own, by way of a hairpin or a second uplink
+        if denied := self.denies(member, now):
+            return self._turn_away(member, denied, body, source, len(signed.body))
         half_open = self._remember_half_open(member.node_id, body.nonce, now)
-        reply = self._message(Kind.REPLY, source, nonce=half_open.nonce, to=member, echo=body.nonce)
-        return (Transmit(reply, source),)
+        reply = self._message(
+            Kind.REPLY, source, body.epoch, nonce=half_open.nonce, to=member, echo=body.nonce
+        )
+        return (Transmit(reply, source, body.epoch),)
 
     def _reply(self, signed: Signed, body: Body, source: Endpoint, now: Now) -> tuple[Outcome, ...]:
         outgoing = self._outgoing.get(body.echo)
-        if outgoing is None:
-            return self._unexpected("a reply to nothing that was asked", body, source)
-        member = self._verify(Kind.REPLY, signed, now)
-        self._check_recipient(body)
+        if outgoing is None or outgoing.epoch != body.epoch:
+            return self._unexpected("a reply to nothing that was asked", body.echo, source)
+        member = self._verify(Kind.REPLY, signed)
+        self._check_recipient(body.to)
         if member.node_id == self.identity.node_id:
             raise WireError("reflected", "a message of our own came back")
-        first = outgoing.member is None
         if outgoing.member is not None and outgoing.member.node_id != member.node_id:
             raise WireError("replayed", "a second node answered the same question")
         self._check_tunnel_key(Kind.REPLY, body, member)
+        if denied := self.denies(member, now):
+            self._finish(outgoing.nonce)
+            said = f"{member.name}: {denied.detail}"
+            return (Refused(denied.cause, said, source, final=True),)
+        fresh = outgoing.confirmed != body.nonce
         outgoing.member, outgoing.confirmed, outgoing.target = member, body.nonce, source
         outgoing.message = self._message(
-            Kind.CONFIRM, source, nonce=outgoing.nonce, to=member, echo=body.nonce
+            Kind.CONFIRM, source, body.epoch, nonce=outgoing.nonce, to=member, echo=body.nonce
         )
-        transmit = Transmit(outgoing.message, source)
-        if not first:
+        transmit = Transmit(outgoing.message, source, body.epoch)
+        if not fresh:
             return (transmit,)
         outgoing.sent, outgoing.repeat_at = 1, now.mono + RETRANSMIT_AFTER[0]
-        return Accepted(member, signed.certificate, body, source, initiated=True), transmit
+        session = self._session(member, (outgoing.nonce, body.nonce), initiated=True)
+        outgoing.session = session.identifier
+        return (
+            Accepted(member, signed.certificate, body, source, initiated=True, session=session),
+            transmit,
+        )
 
     def _confirm(
         self, signed: Signed, body: Body, source: Endpoint, now: Now
     ) -> tuple[Outcome, ...]:
-        member = self._verify(Kind.CONFIRM, signed, now)
-        self._check_recipient(body)
+        if not self._may_check(source, now):
+            return ()
+        member = self._verify(Kind.CONFIRM, signed)
+        self._check_recipient(body.to)
         half_open = self._half_open.get((member.node_id, body.nonce))
         if half_open is None or half_open.nonce != body.echo or half_open.expires <= now.mono:
             raise WireError("replayed", "a confirmation of nothing that was asked just now")
         self._check_tunnel_key(Kind.CONFIRM, body, member)
-        done = self._message(Kind.DONE, source, nonce=half_open.nonce, to=member, echo=body.nonce)
+        if denied := self.denies(member, now):
+            return self._turn_away(member, denied, body, source, len(signed.body))
+        done = self._message(
+            Kind.DONE, source, body.epoch, nonce=half_open.nonce, to=member, echo=body.nonce
+        )
+        transmit = Transmit(done, source, body.epoch)
         if half_open.accepted:
-            return (Transmit(done, source),)
+            return (transmit,)
         half_open.accepted = True
-        accepted = Accepted(member, signed.certificate, body, source, initiated=False)
-        return accepted, Transmit(done, source)
+        session = self._session(member, (body.nonce, half_open.nonce), initiated=False)
+        return (
+            Accepted(member, signed.certificate, body, source, initiated=False, session=session),
+            transmit,
+        )
 
     def _done(self, signed: Signed, body: Body, source: Endpoint) -> tuple[Outcome, ...]:
         outgoing = self._outgoing.get(body.echo)
         if outgoing is None or outgoing.member is None or outgoing.confirmed != body.nonce:
-            return self._unexpected("an acknowledgement of nothing that was said", body, source)
+            what = "an acknowledgement of nothing that was said"
+            return self._unexpected(what, body.echo, source)
         if signed.certificate:
             raise WireError("malformed", "an acknowledgement with a certificate")
         self._check_signature(Kind.DONE, signed, outgoing.member)
-        self._check_recipient(body)
+        self._check_recipient(body.to)
         self._finish(outgoing.nonce)
-        return (Acknowledged(outgoing.member.node_id, source),)
+        return (Acknowledged(outgoing.member.node_id, source, outgoing.session),)
+
+    def _refusal(
+        self, signed: Signed, source: Endpoint, now: Now, epoch: int
+    ) -> tuple[Outcome, ...]:
+        body = decode_refusal(signed.body)
+        self._check_place(body.network_id, body.epoch, epoch)
+        outgoing = self._outgoing.get(body.echo)
+        if outgoing is None or outgoing.epoch != epoch:
+            return self._unexpected("a refusal of nothing that was asked", body.echo, source)
+        self._check_recipient(body.to)
+        member = self._verify(Kind.REFUSAL, signed)
+        other = outgoing.member is not None and outgoing.member.node_id != member.node_id
+        if other or member.node_id == self.identity.node_id:
+            raise WireError("replayed", "a refusal by a node that was not asked")
+        if self.denies(member, now):
+            return ()  # who is out itself has no say
+        self._finish(outgoing.nonce)
+        return (TurnedAway(member, body.cause, body.detail, source),)
+
+    def _turn_away(
+        self, member: Member, denied: Denied, body: Body, source: Endpoint, limit: int
+    ) -> tuple[Outcome, ...]:
+        """Refuse a member and tell it, in no more bytes of body than it sent."""
+        told = RefusalBody(
+            network_id=self.identity.network.network_id,
+            epoch=body.epoch,
+            to=member.node_id,
+            echo=body.nonce,
+            cause=_printable(denied.cause)[:CAUSE_MAX] or "denied",
+            detail=_printable(denied.detail)[:DETAIL_MAX],
+        )
+        while len(codec.encode(told)) > limit and told.detail:
+            told = msgspec.structs.replace(told, detail=told.detail[:-1])
+        message = signed_message(self.identity, Kind.REFUSAL, told)
+        said = f"{member.name}: {denied.detail}"
+        return Refused(denied.cause, said, source), Transmit(message, source, body.epoch)
 
     # Checks
 
-    def _verify(self, kind: Kind, signed: Signed, now: Now) -> Member:
-        member = verify_certificate(
-            signed.certificate,
-            network=self.identity.network,
-            now=now.unix,
-            admitted=self.admitted,
-        )
+    def _may_check(self, source: Endpoint, now: Now) -> bool:
+        """Say whether there is time for the signatures of who was not asked."""
+        if self._checks.take(source.host, now.mono):
+            return True
+        self.dropped += 1
+        return False
+
+    def _verify(self, kind: Kind, signed: Signed) -> Member:
+        member = self.certificates.verify(signed.certificate)
         self._check_signature(kind, signed, member)
         return member
 
@@ -277,30 +397,39 @@ class Handshakes:
                 "bad-signature", f"not signed by the node of its certificate, {member.name}"
             )
 
-    def _check_network(self, body: Body) -> None:
-        if body.network_id != self.identity.network.network_id:
+    def _check_place(self, network_id: bytes, said: int, epoch: int) -> None:
+        if network_id != self.identity.network.network_id:
             raise WireError("other-network", "a message of another network")
+        if said != epoch:
+            raise WireError("replayed", f"a message of epoch {said}, sealed in epoch {epoch}")
 
-    def _check_recipient(self, body: Body) -> None:
-        if body.to != self.identity.node_id:
+    def _check_recipient(self, to: bytes) -> None:
+        if to != self.identity.node_id:
             raise WireError("misdirected", "a message for another node")
 
     def _check_tunnel_key(self, kind: Kind, body: Body, member: Member) -> None:
         """Refuse a member that names a WireGuard key in its certificate without holding it."""
         own = self.identity
         statement = Statement(kind, member.node_id, own.node_id, body.nonce, body.echo)
-        if not check_proof(own.wg_private, member.wg_key, statement, body.proof):
+        if not check_proof(self._tunnel_keys.shared(member.wg_key), statement, body.proof):
             raise WireError(
                 CAUSE,
                 f"{member.name} ({member.id_text}) does not hold the WireGuard key in its "
                 "certificate: that is another node's",
             )
 
-    def _unexpected(self, what: str, body: Body, source: Endpoint) -> tuple[Outcome, ...]:
+    def _unexpected(self, what: str, echo: bytes, source: Endpoint) -> tuple[Outcome, ...]:
         # The network may deliver an answer twice; that is nothing to report.
-        if body.echo in self._finished:
+        if echo in self._finished:
             return ()
         return (Refused("replayed", what, source),)
+
+    def _session(
+        self, member: Member, nonces: tuple[bytes, bytes], *, initiated: bool
+    ) -> SessionKey:
+        own = self.identity.node_id
+        ids = (own, member.node_id) if initiated else (member.node_id, own)
+        return session_key(self._tunnel_keys.shared(member.wg_key), nonces, ids)
 
     # State
 
@@ -330,19 +459,21 @@ class Handshakes:
         self,
         kind: Kind,
         peer: Endpoint,
+        epoch: int,
         *,
         nonce: bytes,
         to: Member | None = None,
         echo: bytes = b"",
     ) -> bytes:
-        facts = self.facts()
+        facts = self.facts(epoch)
         proof = FILLER if kind is Kind.HELLO else b""
         if to is not None and kind in {Kind.REPLY, Kind.CONFIRM}:
             statement = Statement(kind, self.identity.node_id, to.node_id, nonce, echo)
-            proof = make_proof(self.identity.wg_private, to.wg_key, statement)
+            proof = make_proof(self._tunnel_keys.shared(to.wg_key), statement)
         self._serial += 1
         body = Body(
             network_id=self.identity.network.network_id,
+            epoch=epoch,
             boot=self._boot,
             serial=self._serial,
             to=to.node_id if to else b"",
@@ -358,9 +489,20 @@ class Handshakes:
         return signed_message(self.identity, kind, body)
 
 
-def signed_message(identity: Identity, kind: Kind, body: Body) -> bytes:
+def signed_message(identity: Identity, kind: Kind, body: Body | RefusalBody) -> bytes:
     """Return the message of a signed body."""
     data = codec.encode(body)
     certificate = b"" if kind is Kind.DONE else identity.certificate
     signature = identity.sign(signed_bytes(kind, data))
     return encode_message(kind, Signed(certificate, data, signature))
+
+
+def cause_of(error: CertificateError | WireError) -> str:
+    """Return the short code of what is wrong with a message."""
+    if isinstance(error, WireError):
+        return error.cause
+    return error.cause.name.lower().replace("_", "-")
+
+
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() else " " for one in text)

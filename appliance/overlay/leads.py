@@ -13,12 +13,16 @@ LEADS_MAX = 1024
 
 @dataclass(slots=True)
 class Lead:
-    """Endpoints under which one source says that a member is; ``node_id`` once known."""
+    """Endpoints under which one source says that a member is; ``node_id`` once known.
+
+    ``epoch``: in which to speak there; None: the current one.
+    """
 
     endpoints: tuple[Endpoint, ...]
     due: float
     tries: int = 0
     node_id: bytes | None = None
+    epoch: int | None = None
 
 
 @dataclass(slots=True)
@@ -36,10 +40,12 @@ class Leads:
         endpoints: tuple[Endpoint, ...],
         due: float,
         node_id: bytes | None = None,
+        epoch: int | None = None,
     ) -> None:
         """Learn or replace a lead; an unchanged one keeps its pace."""
         old = self._leads.get(key)
         if old is not None and old.endpoints == endpoints:
+            old.epoch = epoch
             return
         if not endpoints:
             self._leads.pop(key, None)
@@ -48,7 +54,7 @@ class Leads:
             # The oldest hint goes; where peers were is kept in the peers themselves.
             del self._leads[next(iter(self._leads))]
         known = old.node_id if old else None
-        self._leads[key] = Lead(endpoints, due, node_id=node_id or known)
+        self._leads[key] = Lead(endpoints, due, node_id=node_id or known, epoch=epoch)
 
     def drop(self, key: str) -> None:
         """Forget a lead."""
@@ -66,15 +72,27 @@ class Leads:
             if node_id is None or lead.node_id == node_id:
                 lead.tries, lead.due = 0, due
 
-    def take_due(self, now: float, satisfied: frozenset[bytes]) -> tuple[Endpoint, ...]:
-        """Return the endpoints to try now; leads to nodes in ``satisfied`` rest."""
-        found: dict[Endpoint, None] = {}
+    def rest(self, endpoint: Endpoint, now: float) -> None:
+        """Try what leads to an endpoint no sooner than at the slowest pace."""
+        for lead in self._leads.values():
+            if endpoint in lead.endpoints:
+                lead.tries, lead.due = len(RETRY_SECONDS), now + RETRY_SECONDS[-1]
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Return all endpoints that anything leads to."""
+        return tuple(dict.fromkeys(one for lead in self._leads.values() for one in lead.endpoints))
+
+    def take_due(
+        self, now: float, satisfied: frozenset[bytes]
+    ) -> tuple[tuple[Endpoint, int | None], ...]:
+        """Return endpoints to try now, and in which epoch; leads to ``satisfied`` nodes rest."""
+        found: dict[tuple[Endpoint, int | None], None] = {}
         for lead in self._leads.values():
             if lead.due > now or lead.node_id in satisfied:
                 continue
             lead.due = now + RETRY_SECONDS[min(lead.tries, len(RETRY_SECONDS) - 1)]
             lead.tries += 1
-            found.update(dict.fromkeys(lead.endpoints))
+            found.update(dict.fromkeys((one, lead.epoch) for one in lead.endpoints))
         return tuple(found)
 
     def next_timer(self, satisfied: frozenset[bytes]) -> float | None:

@@ -13,6 +13,9 @@ from appliance.overlay import wire
 from appliance.overlay.peers import Peer
 
 PROBE_SECONDS = 10.0
+# Of a member that answers: with many of them, so seldom that their number costs nothing. Who is
+# suspected of being gone is probed at once (`doubt`).
+PROBE_SECONDS_PER_PEER = 5.0
 PROBE_DOWN_SECONDS = 60.0
 # A member that was just accepted is probed faster until it answers.
 PROBE_FIRST_SECONDS = (0.3, 0.5, 1.0, 2.0, 5.0)
@@ -46,6 +49,8 @@ class Liveness:
 
     def doubt(self, peer: Peer, now: float, wait: float) -> None:
         """Probe a peer after ``wait``; if it does not answer that one, it is down."""
+        if peer.token and peer.misses >= MISSES_MAX - 1:
+            return  # it is doubted already
         peer.hurry, peer.misses, peer.token = 0, MISSES_MAX - 1, b""
         peer.probe_at = now + wait
 
@@ -80,13 +85,14 @@ class Liveness:
         peer.up, peer.rtt = False, None
         return Change.DOWN
 
-    @staticmethod
-    def _plan(peer: Peer, now: float) -> None:
+    def _plan(self, peer: Peer, now: float) -> None:
         urgent = peer.misses or not peer.up
         if urgent and peer.hurry < len(PROBE_FIRST_SECONDS):
             peer.probe_at = now + PROBE_FIRST_SECONDS[peer.hurry]
             peer.hurry += 1
             return
         # On whole multiples, so that all peers share one wake-up.
-        every = PROBE_SECONDS if peer.up else PROBE_DOWN_SECONDS
+        every = PROBE_DOWN_SECONDS
+        if peer.up:
+            every = max(PROBE_SECONDS, PROBE_SECONDS_PER_PEER * len(self.peers))
         peer.probe_at = (now // every + 1) * every

@@ -21,6 +21,7 @@ SLOT_MAX = 2**40
 _SALT = b"skerry otp v1"
 _SEALING = b"sealing"
 _DISCOVERY = b"discovery"
+_TIME = b"time"
 _NAME_SIZE = 15  # the longest service name of RFC 6335; 75 bits
 
 
@@ -52,6 +53,10 @@ class Seed:
     def discovery_key(self, slot: int) -> bytes:
         """Return the key from which the names of a slot are made."""
         return self._derive(_DISCOVERY, slot)
+
+    def time_key(self) -> bytes:
+        """Return the AES-256 key for questions for the time; it belongs to no slot."""
+        return self._derive(_TIME, 0)
 
     def _derive(self, label: bytes, slot: int) -> bytes:
         info = label + b"\0" + struct.pack(">IQ", self.epoch, slot)

@@ -11,9 +11,11 @@ import msgspec
 from appliance.overlay import addresses
 from appliance.overlay.endpoint import Endpoint, PackedEndpoint, unpack_endpoint
 from appliance.overlay.errors import WireError
+from appliance.overlay.events import Log
 from appliance.overlay.wire import ATTEMPT_MAX, CANDIDATES_MAX
 from provisioning import codec
 from provisioning.errors import FormatError
+from provisioning.identity import Identity
 from provisioning.keys import id_text
 from provisioning.membership import CertificateError, Member, verify_certificate
 from provisioning.network import NetworkInfo
@@ -67,6 +69,14 @@ class Peer:
     up: bool = False
     rtt: float | None = None
     allowed: tuple[str, ...] = ()
+    # Further networks behind it.
+    prefixes: tuple[str, ...] = ()
+    # The latest epoch in which it is known to speak; -1: not known.
+    epoch: int = -1
+    behind_said: float = float("-inf")
+    greeted: float = float("-inf")
+    # Nobody answered at its endpoint lately.
+    silent: bool = False
 
     @property
     def node_id(self) -> bytes:
@@ -77,6 +87,12 @@ class Peer:
     def store_key(self) -> str:
         """Where it is remembered."""
         return PEER_PREFIX + id_text(self.node_id)
+
+    def locate(self, source: Endpoint, listed: tuple[Endpoint, ...]) -> None:
+        """Decide where it is: a path that works is kept as long as the member has it."""
+        if not (self.up and self.endpoint in listed):
+            self.endpoint = source
+        self.candidates = (source, *(one for one in listed if one != source))
 
     def record(self) -> bytes:
         """Return the form in the store."""
@@ -121,6 +137,38 @@ def peer_from_record(
     if record.has_address:
         peer.ipv4 = addresses.claimed_address(member.node_id, record.attempt, host_range)
     return peer
+
+
+def load_peers(
+    remembered: Mapping[str, bytes], identity: Identity, host_range: ipaddress.IPv4Network
+) -> dict[bytes, Peer]:
+    """Return the remembered peers by node id; of two with one WireGuard key the first."""
+    peers: dict[bytes, Peer] = {}
+    for key, value in remembered.items():
+        if not key.startswith(PEER_PREFIX):
+            continue
+        peer = peer_from_record(value, identity.network, host_range)
+        if peer is not None and owner_of(peer.member.wg_key, identity.member(), peers) is None:
+            peers[peer.node_id] = peer
+    return peers
+
+
+def owner_of(wg_key: bytes, own: Member, peers: Mapping[bytes, Peer]) -> bytes | None:
+    """Return the node that a WireGuard key belongs to, as far as it is known."""
+    if wg_key == own.wg_key:
+        return own.node_id
+    return next((one.node_id for one in peers.values() if one.member.wg_key == wg_key), None)
+
+
+def peer_log(level: int, message: str, peer: Peer, event: str) -> Log:
+    """Return a log line about a peer."""
+    fields = {
+        "event": event,
+        "peer": id_text(peer.node_id),
+        "peer_name": peer.member.name,
+        "endpoint": str(peer.endpoint) if peer.endpoint else "",
+    }
+    return Log(level, message, fields)
 
 
 def claim_record(node_id: bytes, host_range: ipaddress.IPv4Network, attempt: int) -> bytes:

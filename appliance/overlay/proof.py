@@ -8,6 +8,7 @@ MAC under the key that only the two owners of the WireGuard keys can compute (X2
 from __future__ import annotations
 
 import hmac
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import nacl.bindings
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from appliance.overlay.errors import WireError
 
 PROOF_SIZE = 16
+KEPT = 1024
 CAUSE = "unproven-tunnel-key"
 _SALT = b"skerry tunnel key v1"
 _INFO = b"handshake proof"
@@ -38,8 +40,8 @@ class Statement:
         return bytes([self.kind]) + self.sender + self.receiver + self.nonce + self.echo
 
 
-def make_proof(private: bytes, other: bytes, statement: Statement) -> bytes:
-    """Return the proof by the owner of ``private`` for the owner of the public key ``other``.
+def shared_secret(private: bytes, other: bytes) -> bytes:
+    """Return what only the owners of the two WireGuard keys can compute (X25519).
 
     Raises WireError for a key of low order: with it everybody would share the secret.
     """
@@ -49,10 +51,32 @@ def make_proof(private: bytes, other: bytes, statement: Statement) -> bytes:
         raise WireError(CAUSE, "its WireGuard key is none: a point of low order") from error
     if not any(shared):
         raise WireError(CAUSE, "its WireGuard key is none: a point of low order")
+    return shared
+
+
+def make_proof(shared: bytes, statement: Statement) -> bytes:
+    """Return the proof by an owner of a shared secret, for the other one."""
     key = HKDF(algorithm=SHA256(), length=32, salt=_SALT, info=_INFO).derive(shared)
     return hmac.digest(key, statement.packed(), "sha256")[:PROOF_SIZE]
 
 
-def check_proof(private: bytes, other: bytes, statement: Statement, proof: bytes) -> bool:
-    """Say whether the owner of the public key ``other`` made the proof. Raises as `make_proof`."""
-    return hmac.compare_digest(make_proof(private, other, statement), proof)
+def check_proof(shared: bytes, statement: Statement, proof: bytes) -> bool:
+    """Say whether an owner of the shared secret made the proof."""
+    return hmac.compare_digest(make_proof(shared, statement), proof)
+
+
+class TunnelKeys:
+    """Shared secrets of a node with others, each computed once; the last KEPT are kept."""
+
+    def __init__(self, private: bytes) -> None:
+        self._private = private
+        self._shared: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def shared(self, other: bytes) -> bytes:
+        """Return the secret shared with the owner of a public key. Raises as `shared_secret`."""
+        found = self._shared.get(other)
+        if found is None:
+            found = self._shared[other] = shared_secret(self._private, other)
+            if len(self._shared) > KEPT:
+                self._shared.popitem(last=False)
+        return found

@@ -79,7 +79,7 @@ def main(case: str, host: str, port: int, file: Path) -> None:
     identity = read_identity(file.read_bytes())
     spoil = {"tampered": tampered, "forged": forged, "stolen-key": stolen_key}[case]
     handshakes = CarelessHandshakes(
-        spoil(identity), lambda _: False, lambda: Facts(port), os.urandom
+        spoil(identity), lambda _, __: None, lambda _: Facts(port), os.urandom
     )
     sealer = Sealer(Seed(identity.network.otp_seed, identity.network.epoch))
     target = Endpoint(host, port)
@@ -94,16 +94,18 @@ def main(case: str, host: str, port: int, file: Path) -> None:
                         connection.sendto(sealer.seal(frame, time.time()), (host, port))
 
         for _ in range(REPEAT):
-            transmit(handshakes.initiate(target, moment()))
+            transmit(handshakes.initiate(target, moment(), identity.network.epoch))
             with contextlib.suppress(TimeoutError):
                 while True:
-                    frame = sealer.unseal(connection.recv(2048), time.time())
-                    message = parts.add(target, frame, time.monotonic()) if frame else None
+                    opened = sealer.unseal(connection.recv(2048), time.time())
+                    if opened is None:
+                        continue
+                    message = parts.add(target, opened.plaintext, time.monotonic())
                     if message is None:
                         continue
                     kind, signed = decode_message(message)
                     if isinstance(signed, Signed):
-                        transmit(handshakes.receive(kind, signed, target, moment()))
+                        transmit(handshakes.receive(kind, signed, target, moment(), opened.epoch))
             handshakes.tick(Now(time.monotonic() + 100, time.time()))
 
 

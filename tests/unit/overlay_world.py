@@ -144,9 +144,10 @@ class World:
     def add_careless(self, identity: Identity) -> Host:
         """Add a node that does not check tunnel keys."""
         host = self.add(identity)
-        host.core._handshakes = CarelessHandshakes(
-            identity, lambda _: False, lambda: Facts(PORT), self.random.randbytes
+        careless = CarelessHandshakes(
+            identity, lambda _, __: None, lambda _: Facts(PORT), self.random.randbytes
         )
+        host.core._handshakes = host.core._greeter.handshakes = careless
         return host
 
     def restart(self, host: Host) -> None:
@@ -239,9 +240,9 @@ class World:
     def _inside(self, host: Host, data: bytes, destination: str) -> None:
         for other in self.hosts:
             mine, theirs = host.wireguard.get(other.key), other.wireguard.get(host.key)
-            if str(other.core.claims.ipv6) != destination or not mine or not theirs:
+            if str(other.core.ipv6) != destination or not mine or not theirs:
                 continue
             way = mine.endpoint is not None and mine.endpoint.host == other.address
             if way and other.alive:
-                event = events.ProbeReceived(data, str(host.core.claims.ipv6))
+                event = events.ProbeReceived(data, str(host.core.ipv6))
                 self.at(0.001, partial(self.feed, other, event))

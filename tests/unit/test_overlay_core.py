@@ -46,7 +46,7 @@ def test_two_nodes_meet_within_half_a_second() -> None:
     peer = one.wireguard[two.key]
     assert peer.endpoint == Endpoint(two.address, PORT)
     assert set(peer.allowed) == {
-        f"{two.core.claims.own.address}/32" if two.core.claims.own else "",
+        f"{two.core.ipv4}/32",
         f"{two.core.claims.ipv6}/128",
     }
 

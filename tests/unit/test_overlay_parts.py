@@ -266,14 +266,14 @@ def test_a_lead_is_followed_ever_more_seldom_and_rests_while_its_node_is_up() ->
         at = leads.next_timer(frozenset())
         assert at is not None
         now = at
-        assert leads.take_due(now, frozenset()) == (PLACE,)
+        assert leads.take_due(now, frozenset()) == ((PLACE, None),)
         times.append(now)
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert gaps == [*RETRY_SECONDS, RETRY_SECONDS[-1]]
     leads.bind(PLACE, NODE)
     assert leads.next_timer(frozenset({NODE})) is None
     leads.hasten(NODE, now)
-    assert leads.take_due(now, frozenset()) == (PLACE,)
+    assert leads.take_due(now, frozenset()) == ((PLACE, None),)
 
 
 def test_leads_are_bounded() -> None:
@@ -305,7 +305,7 @@ def test_no_path_leads_into_the_ranges_of_overlay_pods_and_services(tmp_path: Pa
     store = Store.open(tmp_path / "state.db")
     overlay = Overlay(make_identity(network=network), store, OverlayConfig())
     store.close()
-    refused = overlay._brain.config.refused
+    refused = overlay._refused
     inside = str(next(one for one in refused if one.version == 6)[9])
     for host in ("10.10.1.1", "10.50.1.1", "10.60.0.1", inside):
         assert not is_candidate(host, own=(), refused=refused)
