@@ -223,6 +223,7 @@ class Keeper:
             else:
                 self._learn(name, shelf, mono, writer=writer)
         self._met.update(one.node_id for one in self._replica.directory)
+        lost = [one.lost_at for one in self._trails.values() if one.lost_at is not None]
         writes: list[Write] = []
         jobs: list[Job[Write]] = []
         if writer:
@@ -234,6 +235,8 @@ class Keeper:
         able = [one.node_id for one in everybody.values() if may_write(one)]
         turns = self._turns.take(jobs, able, mono, alive=alive)
         self._due = self._turns.due
+        if not writer and lost:
+            self._wake(min(lost) + LOST_SECONDS)
         writes += [one for one in turns if self._has_room(one)]
         return self._paced(writes, mono)
 
@@ -242,17 +245,16 @@ class Keeper:
     def _learn(self, name: str, shelf: Shelf, mono: float, *, writer: bool) -> None:
         """Go by the best version that counts for this node, and take note of whom it concerns."""
         trail = self._trails.get(name)
-        below = None
-        if trail is not None:
-            spoken_for = bool(shelf.notices(trail.version))
-            if spoken_for:
-                trail.lost_at = None
-            elif trail.lost_at is None:
-                trail.lost_at = mono
-            # Only a writer can take a value over; the others wait for that a while.
-            waits = writer or trail.lost_at is None or mono < trail.lost_at + LOST_SECONDS
-            if spoken_for or (waits and _plausible(trail.version)):
-                below = trail.version
+        if trail is not None and shelf.notices(trail.version):
+            trail.lost_at = None
+        elif trail is not None:
+            trail.lost_at = mono if trail.lost_at is None else trail.lost_at
+            # Only a writer can take a value over; the others wait a while for one to do so.
+            waits = writer or mono < trail.lost_at + LOST_SECONDS
+            if not waits or not _plausible(trail.version):
+                del self._trails[name]
+                self._held.pop(name, None)
+        below = self._trails[name].version if name in self._trails else None
         for version in sorted({one.version for one in shelf.said}, reverse=True):
             if below is not None and version <= below:
                 break
@@ -392,9 +394,11 @@ class Keeper:
     def _paced(self, writes: list[Write], mono: float) -> list[Write]:
         allowed = [one for one in writes if self._allowance.take(1.0, mono)]
         if len(allowed) < len(writes):
-            later = mono + 1.0
-            self._due = later if self._due is None else min(self._due, later)
+            self._wake(mono + 1.0)
         return allowed
+
+    def _wake(self, at: float) -> None:
+        self._due = at if self._due is None else min(self._due, at)
 
     # Checks
 

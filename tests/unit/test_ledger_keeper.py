@@ -1,0 +1,559 @@
+"""Many keepers and a lossy, reordering ledger: readers converge, the revoked stay out, peace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from random import Random
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.ledger import keeper
+from appliance.ledger.entry import Entry
+from appliance.ledger.keeper import (
+    GRACE_SECONDS,
+    WRITES_BURST,
+    WRITES_PER_SECOND,
+    Info,
+    Keeper,
+    Write,
+)
+from appliance.ledger.rules import BUCKETS
+from appliance.ledger.secrets import (
+    GENERATION_MAX,
+    SECRET,
+    SecretError,
+    Version,
+    box_key,
+    make,
+    may_read,
+    notice_value,
+    read_shelves,
+    seal,
+)
+from appliance.ledger.state import Replica
+from appliance.ledger.writer import Writer
+from provisioning.keys import id_text
+from tests.fakes.ledger import (
+    NOW,
+    Node,
+    member_entry,
+    network,
+    node,
+    replica,
+    revocation,
+    root_entry,
+    seed,
+    writer,
+)
+from tests.unit.test_ledger_epochs import epoch_entries
+
+SERVERS = [node(number, roles=("server",), by=1) for number in (1, 2, 3)]
+AGENT = node(4, roles=("agent",), by=4)
+AUTO = node(5, roles=("auto",), by=5)
+LATE = node(6, roles=("server",), by=1)
+START = [*SERVERS, AGENT]
+NETWORK = network().network_id
+
+
+@dataclass
+class Place:
+    """One node: its copy of the ledger, its keeper, and what it wrote."""
+
+    node: Node
+    replica: Replica
+    writer: Writer
+    keeper: Keeper
+    up: bool = True
+    writes: list[Write] = field(default_factory=list)
+
+    def value(self, name: str = "k3s") -> bytes | None:
+        try:
+            return self.keeper.get(name).value
+        except SecretError:
+            return None
+
+
+class World:
+    """Places and what is on its way between them; time moves when nothing else does."""
+
+    def __init__(self, nodes: Collection[Node], choice: int = 0) -> None:
+        self.random = Random(choice)  # noqa: S311 - a simulation
+        self.mono = 0.0
+        self.places: dict[int, Place] = {}
+        self.flying: list[tuple[Place, Entry]] = []
+        self.cut: Callable[[Place, Place], bool] = lambda _one, _other: False
+        for one in nodes:
+            self.add(one, nodes)
+
+    def add(self, one: Node, known: Collection[Node]) -> Place:
+        into = replica(known)
+        keeper = Keeper(into, own=one.node_id, wg_private=seed("wg", one.number), mono=self.mono)
+        self.places[one.number] = Place(one, into, writer(one, into), keeper)
+        return self.places[one.number]
+
+    def join(self, one: Node) -> Place:
+        place = self.add(one, [])
+        self.publish(member_entry(one))
+        for other in self.places.values():
+            for entry in other.replica:
+                self.flying.append((place, entry))
+        return place
+
+    def publish(self, entry: Entry) -> None:
+        self.flying += [(place, entry) for place in self.places.values()]
+
+    def perform(self, place: Place, writes: list[Write]) -> None:
+        for one in writes:
+            place.writes.append(one)
+            if one.value is None:
+                entry = place.writer.delete(SECRET, one.key, NOW).entry
+            else:
+                entry = place.writer.put(SECRET, one.key, one.value, NOW).entry
+            for other in self.places.values():
+                if other is not place and not self.cut(place, other):
+                    self.flying.append((other, entry))
+
+    def put(self, number: int, value: bytes, *roles: str, name: str = "k3s") -> None:
+        place = self.places[number]
+        writes = place.keeper.put(name, value, roles, place.replica.directory, NOW)
+        self.perform(place, writes)
+
+    def look(self, place: Place) -> None:
+        if place.up:
+            self.perform(place, place.keeper.look(place.replica.directory, NOW, self.mono))
+
+    def sync(self) -> None:
+        """Reconciliation: everybody gets what the others have."""
+        for place in self.places.values():
+            for other in self.places.values():
+                if other is not place and not self.cut(other, place):
+                    self.flying += [(place, entry) for entry in other.replica]
+
+    def settle(self, seconds: float = 200.0) -> int:
+        """Let it come to rest; return how many writes there were."""
+        before = self.written
+        syncs = 0
+        while True:
+            for place in self.places.values():
+                self.look(place)
+            self.deliver()
+            if syncs < 2:
+                self.sync()
+                syncs += 1
+                continue
+            restless = self.restless()
+            later = [
+                due
+                for place in self.places.values()
+                if place.up and (due := place.keeper.next_timer()) is not None
+            ]
+            if not later and not restless:
+                return self.written - before
+            assert self.mono < seconds, "no rest"
+            assert self.written - before < 2000, "a storm"
+            self.mono = max(self.mono, min(later, default=self.mono)) + 0.001
+            syncs = 0 if not later else syncs
+
+    @property
+    def written(self) -> int:
+        return sum(len(one.writes) for one in self.places.values())
+
+    def deliver(self, count: int | None = None) -> None:
+        """Deliver what is on its way, in any order; now and then somebody looks in between."""
+        for _ in range(len(self.flying) if count is None else min(count, len(self.flying))):
+            place, entry = self.flying.pop(int(self.random.random() * len(self.flying)))
+            if place.up:
+                place.replica.apply(entry, NOW)
+                if self.random.random() < 0.1:
+                    self.look(place)
+
+    def restless(self) -> bool:
+        """Look once more: rest means that nobody wants to write."""
+        before = self.written
+        for place in self.places.values():
+            self.look(place)
+        return before != self.written
+
+    def info(self, number: int = 1, name: str = "k3s") -> Info:
+        place = self.places[number]
+        (found,) = [
+            one for one in place.keeper.infos(place.replica.directory, NOW) if one.name == name
+        ]
+        return found
+
+    def values(self, name: str = "k3s") -> dict[int, bytes | None]:
+        return {number: place.value(name) for number, place in self.places.items() if place.up}
+
+    def boxes(self, number: int = 1) -> set[int]:
+        """The nodes that have a box of what counts, as one place sees it."""
+        shelf = read_shelves(self.places[number].replica, NOW)["k3s"]
+        assert shelf.version is not None
+        found = shelf.boxed(shelf.version)
+        return {one.node.number for one in self.places.values() if one.node.node_id in found}
+
+
+def test_servers_read_it_and_the_agent_does_not() -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    assert world.values() == {1: b"one", 2: b"one", 3: b"one", 4: None}
+    info = world.info(4)
+    assert (info.generation, info.roles, info.readable) == (1, ("server",), False)
+    assert info.writers == (SERVERS[0].node_id,)
+    assert not info.exposed
+    assert info.missing == 0
+
+
+def test_the_next_value_replaces_it_and_leaves_nothing_of_the_former() -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    world.put(2, b"two")
+    world.settle()
+    assert world.values() == {1: b"two", 2: b"two", 3: b"two", 4: None}
+    assert (world.info().generation, world.info().missing) == (2, 0)
+    left = list(world.places[3].replica.versions(SECRET, NOW))
+    assert {one.owner for one in left} == {SERVERS[1].node_id}
+    assert len(left) == 4
+
+
+def test_a_new_server_is_given_it_by_one_of_those_who_hold_it() -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    late = world.join(LATE)
+    assert world.settle() == 1
+    assert late.value() == b"one"
+
+
+def test_if_who_is_first_is_away_another_does_it_a_little_later() -> None:
+    for away in ([1], [2], [3], [1, 2], [2, 3]):
+        world = World(START)
+        world.put(1, b"one")
+        world.settle()
+        for number in away:
+            world.places[number].up = False
+        late = world.join(LATE)
+        assert world.settle() == 1
+        assert late.value() == b"one"
+        assert world.mono < 10
+
+
+def test_a_role_that_is_gained_brings_the_secret_and_one_that_is_lost_exposes_it() -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    promoted = node(4, roles=("server",), by=1)
+    assert promoted.node_id == AGENT.node_id
+    again = world.places[4].writer.put("member", AGENT.text, promoted.certificate, NOW).entry
+    world.publish(again)
+    world.settle()
+    assert world.values()[4] == b"one"
+    world.publish(world.places[4].writer.put("member", AGENT.text, AGENT.certificate, NOW).entry)
+    world.settle()
+    assert world.info().exposed
+    assert world.boxes() == {1, 2, 3}
+    assert world.values()[4] is None
+
+
+def test_a_revoked_reader_has_seen_it_but_does_not_see_the_next() -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    world.publish(revocation(SERVERS[2]))
+    world.settle()
+    assert world.info().exposed
+    assert world.places[1].keeper.exposed(NOW) == {"k3s"}
+    assert world.values()[2] == b"one"
+    assert world.boxes() == {1, 2}
+    world.put(2, b"two")
+    world.settle()
+    assert not world.info().exposed
+    assert world.places[2].keeper.exposed(NOW) == frozenset()
+    # The revoked node gets all there is, by whatever way, and opens nothing of it.
+    out = World([SERVERS[2]])
+    for survivor in START[:2]:
+        out.places[3].replica.apply(member_entry(survivor), NOW)
+    for one in world.places[1].replica:
+        out.places[3].replica.apply(one, NOW)
+    out.settle()
+    assert out.places[3].value() is None
+
+
+def test_what_a_revoked_writer_left_is_taken_over_by_one_of_those_who_hold_it() -> None:
+    world = World(START)
+    world.put(3, b"one", "agent")
+    world.settle()
+    world.publish(revocation(SERVERS[2]))
+    writes = world.settle()
+    assert world.values() == {1: b"one", 2: b"one", 3: b"one", 4: b"one"}
+    info = world.info()
+    assert info.exposed
+    assert info.copied
+    assert info.writers[0] in {SERVERS[0].node_id, SERVERS[1].node_id}
+    assert world.boxes() == {1, 2, 4}
+    # The notice and three boxes: nobody does another's work.
+    assert writes == 4
+
+
+def test_a_revoked_grant_exposes_as_a_revoked_node_does() -> None:
+    world = World([*START, AUTO])
+    world.put(1, b"one")
+    world.settle()
+    assert world.values()[5] == b"one"
+    world.publish(root_entry("revoked", f"grant/{id_text(AUTO.grant_id)}"))
+    world.settle()
+    assert world.info().exposed
+
+
+def test_nobody_seals_before_it_knows_whom_an_epoch_leaves_behind() -> None:
+    world = World(START)
+    entries = epoch_entries(1, SERVERS[2], SERVERS[:2], start=1)
+    place = world.places[1]
+    for one in entries[1:]:
+        place.replica.apply(one, NOW)
+    with pytest.raises(SecretError, match="has heard of a revocation, but not yet of whom"):
+        world.put(1, b"one")
+    place.replica.apply(entries[0], NOW)
+    world.put(1, b"one")
+    world.look(place)
+    assert place.value() == b"one"
+    shelf = read_shelves(place.replica, NOW)["k3s"]
+    assert shelf.version is not None
+    assert SERVERS[2].node_id not in shelf.boxed(shelf.version)
+
+
+def test_removed_is_removed_also_for_one_that_was_away() -> None:
+    world = World(START)
+    world.put(3, b"one", "agent")
+    world.settle()
+    world.places[3].up = False
+    world.perform(world.places[1], world.places[1].keeper.remove("k3s", NOW))
+    world.settle()
+    assert world.values() == {1: None, 2: None, 4: None}
+    with pytest.raises(SecretError, match="there is no secret k3s"):
+        world.places[2].keeper.remove("k3s", NOW)
+    world.places[3].up = True
+    world.settle()
+    assert set(world.values().values()) == {None}
+    left = list(world.places[1].replica.versions(SECRET, NOW))
+    assert [one.key for one in left] == ["k3s"]
+    # The next one goes on counting.
+    world.put(2, b"new")
+    world.settle()
+    assert world.info().generation == 3
+
+
+def test_an_agent_cannot_put_and_is_told_so() -> None:
+    world = World(START)
+    with pytest.raises(SecretError, match="this node's roles: agent"):
+        world.put(4, b"one")
+    with pytest.raises(SecretError, match="does not hold the secret nix"):
+        world.places[4].keeper.get("nix")
+
+
+def test_a_secret_for_more_than_the_quota_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(BUCKETS[SECRET], entries=6)
+    monkeypatch.setattr(keeper, "_RULE", few)
+    world = World(START)
+    world.put(1, b"one")
+    with pytest.raises(SecretError, match="would have 8 entries of 6"):
+        world.put(1, b"one", name="other")
+    # What is there already can be replaced.
+    world.put(1, b"two")
+    world.settle()
+    assert world.values()[3] == b"two"
+
+
+def test_a_writer_without_room_leaves_the_work_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    late = world.join(LATE)
+    full = world.places[1].node.node_id
+    monkeypatch.setattr(
+        Keeper, "_has_room", lambda self, write: self._own != full and write is not None
+    )
+    world.settle()
+    assert late.value() == b"one"
+    assert world.boxes() == {1, 2, 3, 6}
+
+
+# A writer that turned bad
+
+
+def bad_notice(world: World, number: int, version: Version) -> None:
+    value = notice_value(version, exposed=False, copied=False)
+    world.perform(world.places[number], [Write("k3s", value)])
+
+
+def test_a_version_that_nobody_can_open_takes_nothing_away() -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    bad_notice(world, 3, Version(7, NOW, bytes(32), ("server",)))
+    junk = Write(box_key("k3s", SERVERS[1].node_id), b"\x93\x01\xc4\x20" + bytes(32) + b"\xc4\x01x")
+    world.perform(world.places[3], [junk])
+    world.settle()
+    assert {world.values()[number] for number in (1, 2)} == {b"one"}
+    info = world.info(2)
+    assert (info.generation, info.readable, info.held_generation) == (7, False, 1)
+    assert info.writers == info.unreadable_from == (SERVERS[2].node_id,)
+    world.publish(revocation(SERVERS[2]))
+    world.settle()
+    assert (world.info().generation, world.values()[1]) == (1, b"one")
+
+
+def test_a_number_that_nobody_reaches_ends_with_the_one_who_left_it() -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    place = world.places[3]
+    huge = make(NETWORK, "k3s", b"mine", (), GENERATION_MAX, NOW)
+    writes = [
+        Write(box_key("k3s", one.node_id), seal(NETWORK, huge, one))
+        for one in place.replica.directory
+    ]
+    bad_notice(world, 3, huge.version)
+    world.perform(place, writes)
+    world.settle()
+    assert world.values()[2] == b"mine"
+    with pytest.raises(SecretError, match="there is none after it"):
+        world.put(1, b"two")
+    world.publish(revocation(SERVERS[2]))
+    world.settle()
+    assert set(world.values().values()) == {None}
+    world.put(1, b"two")
+    world.settle()
+    assert world.values()[2] == b"two"
+    assert world.info().generation == 1
+
+
+def test_new_versions_without_end_make_others_write_at_a_bounded_rate() -> None:
+    world = World(SERVERS)
+    victim = world.places[1]
+    written = 0
+    for number in range(2, 60):
+        lure = make(NETWORK, "k3s", b"x", ["agent"], number, NOW)
+        bad_notice(world, 3, lure.version)
+        prey = victim.replica.directory.member(victim.node.node_id)
+        assert prey is not None
+        box = Write(box_key("k3s", prey.node_id), seal(NETWORK, lure, prey))
+        world.perform(world.places[3], [box])
+        while world.flying:
+            place, entry = world.flying.pop()
+            if place is victim:
+                place.replica.apply(entry, NOW)
+        for _ in range(3):
+            world.mono += GRACE_SECONDS + 4.0
+            writes = victim.keeper.look(victim.replica.directory, NOW, world.mono)
+            written += len(writes)
+            world.perform(victim, writes)
+    assert 0 < written <= WRITES_BURST + WRITES_PER_SECOND * world.mono
+
+
+# Anything, in any order
+
+NAMES = ["a", "b"]
+STEPS = st.one_of(
+    st.tuples(st.just("put"), st.integers(1, 3), st.sampled_from(["server", "agent"])),
+    st.tuples(st.just("remove"), st.integers(1, 3), st.just("")),
+    st.tuples(st.just("revoke"), st.integers(2, 4), st.just("")),
+    st.tuples(st.just("join"), st.just(6), st.just("")),
+    st.tuples(st.just("away"), st.integers(1, 4), st.just("")),
+    st.tuples(st.just("back"), st.integers(1, 4), st.just("")),
+    st.tuples(st.just("partition"), st.integers(0, 3), st.just("")),
+    st.tuples(st.just("settle"), st.just(0), st.just("")),
+    st.tuples(st.just("deliver"), st.integers(1, 30), st.just("")),
+)
+
+
+class Story:
+    """Performs steps; whoever is revoked keeps what it had, and goes on."""
+
+    def __init__(self, choice: int) -> None:
+        self.world = World(START, choice)
+        self.out: set[int] = set()
+        self.values = 0
+        self.seen: dict[bytes, set[int]] = {}
+
+    def step(self, what: str, number: int, role: str) -> None:
+        world, place = self.world, self.world.places.get(number)
+        usable = place is not None and place.up and number not in self.out
+        match what:
+            case "put" if usable:
+                self.values += 1
+                world.put(number, b"%d" % self.values, role, name=NAMES[self.values % 2])
+            case "remove" if usable and place is not None:
+                with suppress(SecretError):  # there is none
+                    world.perform(place, place.keeper.remove(NAMES[number % 2], NOW))
+            case "revoke" if number not in self.out and len(self.out) < 2:
+                self.out.add(number)
+                world.publish(revocation(world.places[number].node, sequence=number))
+            case "join" if number not in world.places:
+                world.join(LATE)
+            case "away" | "back" if place is not None:
+                place.up = what == "back"
+            case "partition":
+                world.cut = lambda one, other: (
+                    (one.node.number <= number) != (other.node.number <= number)
+                )
+            case "heal":
+                world.cut = lambda _one, _other: False
+            case "settle":
+                self.rest()
+            case "deliver":
+                world.deliver(number)
+
+    def rest(self) -> None:
+        self.world.settle(self.world.mono + 400)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(STEPS, max_size=14), st.integers(0, 2**16))
+def test_readers_agree_and_the_work_comes_to_an_end(
+    steps: list[tuple[str, int, str]], choice: int
+) -> None:
+    with patch("appliance.ledger.secrets.random_bytes", Random(choice).randbytes):  # noqa: S311
+        check_story(steps, Story(choice))
+
+
+def check_story(steps: list[tuple[str, int, str]], story: Story) -> None:
+    world = story.world
+    for what, number, role in steps:
+        story.step(what, number, role)
+    world.cut = lambda _one, _other: False
+    for place in world.places.values():
+        place.up = True
+    story.rest()
+    inside = {number: place for number, place in world.places.items() if number not in story.out}
+    for place in inside.values():
+        assert place.replica.ids.digest() == inside[1].replica.ids.digest()
+    shelves = read_shelves(inside[1].replica, NOW)
+    for name in NAMES:
+        version = shelves[name].version if name in shelves else None
+        for number, place in inside.items():
+            member = place.replica.directory.member(place.node.node_id)
+            assert member is not None
+            wanted = version is not None and not version.removed
+            if wanted and version is not None and may_read(member, version.roles):
+                assert place.keeper.get(name).version == version, (name, number)
+            else:
+                assert place.value(name) is None, (name, number)
+        if version is not None and not version.removed:
+            # Boxes of the revoked are gone, and that they had one is known.
+            nodes = shelves[name].boxed(version)
+            assert nodes <= {place.node.node_id for place in inside.values()}
+            for number in story.out:
+                trail = world.places[number].keeper
+                held = world.places[number].value(name)
+                if held is not None and trail.get(name).version == version:
+                    assert shelves[name].exposed(version), (name, number)
+    # At rest: nobody has anything to write, however long one waits.
+    world.mono += 1000
+    assert world.settle(world.mono + 400) == 0
