@@ -11,7 +11,7 @@ PYTHON := $(VENV)/bin/python
 NODE ?= 1
 BOARD ?= x86_64
 
-.PHONY: help setup run stop shell logs image test test-fast test-netns test-vm fuzz lint format bench lock clean
+.PHONY: help setup run stop shell logs image test test-fast test-netns test-scale test-vm fuzz lint format bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ test-fast: setup ## the inner loop: lint, types, unit tests
 
 test-netns: setup ## nodes as processes in network namespaces (root)
 	@$(PYTHON) -m tests.run netns
+
+test-scale: setup ## 32 nodes in network namespaces (root, minutes)
+	@$(PYTHON) -m tests.run scale
 
 test-vm: setup ## machines in QEMU
 	@$(PYTHON) -m tests.run vm

@@ -8,7 +8,7 @@ import time
 
 from skerry.console import format_elapsed, note
 from skerry.errors import SkerryError
-from tests.bench import boot, footprint, formation, gossip, idle
+from tests.bench import boot, flood, footprint, formation, gossip, idle, ledger
 from tests.bench.harness import ROOT, Benchmark, draw, machine, write
 
 BENCHMARKS = {
@@ -19,6 +19,8 @@ BENCHMARKS = {
         formation.BENCHMARK,
         gossip.BENCHMARK,
         idle.BENCHMARK,
+        ledger.BENCHMARK,
+        flood.BENCHMARK,
     )
 }
 

@@ -100,6 +100,26 @@ class Watchers:
         """Return all that a node has said so far."""
         return self._said[name].decode(errors="replace")
 
+    def settle(self, quiet: float = 0.5) -> None:
+        """Take in what is said of the present until nothing has come for a while."""
+        while self._take(quiet):
+            pass
+
+    def _take(self, seconds: float) -> list[str]:
+        """Wait until somebody says something; return who did."""
+        names = []
+        for key, _ in self._selector.select(seconds):
+            channel, name = key.fileobj, str(key.data)
+            assert isinstance(channel, socket.socket)
+            data = channel.recv(65536)
+            if data:
+                self._said[name] += data
+                names.append(name)
+            else:
+                self._selector.unregister(channel)
+                channel.close()
+        return names
+
     def until(self, word: str, seconds: float) -> dict[str, float]:
         """Return when (monotonic) each node said the word for the first time from now on.
 
@@ -109,17 +129,9 @@ class Watchers:
         starts = {name: max(len(said) - len(word), 0) for name, said in self._said.items()}
         deadline = time.monotonic() + seconds
         while len(found) < len(self._said) and (left := deadline - time.monotonic()) > 0:
-            for key, _ in self._selector.select(left):
-                now, channel, name = time.monotonic(), key.fileobj, str(key.data)
-                assert isinstance(channel, socket.socket)
-                data = channel.recv(65536)
-                if not data:
-                    self._selector.unregister(channel)
-                    channel.close()
-                    continue
-                self._said[name] += data
+            for name in self._take(left):
                 if name not in found and word.encode() in self._said[name][starts[name] :]:
-                    found[name] = now
+                    found[name] = time.monotonic()
         return found
 
 
