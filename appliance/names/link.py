@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from appliance.names.server import HOST, PORT, NamesError
-from appliance.names.zone import DOMAIN, Ranges
+from appliance.config import RESOLVER_PORT
+from appliance.names.ranges import DOMAIN, HOST, NamesError, Ranges
 from provisioning.files import read_small, write_all
 
 FILE_NAME = "names-ranges"
@@ -63,14 +63,14 @@ def resolvectl_calls(link: str, ranges: Ranges) -> tuple[tuple[str, ...], ...]:
     """
     zones = [DOMAIN, *ranges.reverse_zones()]
     if not any(ranges.ipv4.subnet_of(one) for one in _PRIVATE):
-        zones = [one for one in zones if not one.endswith(".in-addr.arpa")]
+        zones = [one for one in zones if not one.endswith("in-addr.arpa")]
     routes = (f"~{one}" for one in zones)
     return (
         ("resolvectl", "default-route", link, "no"),
         ("resolvectl", "dnssec", link, "no"),  # nothing above us could sign for us
         ("resolvectl", "dnsovertls", link, "no"),
         ("resolvectl", "domain", link, *routes),
-        ("resolvectl", "dns", link, f"{HOST}:{PORT}"),
+        ("resolvectl", "dns", link, f"{HOST}:{RESOLVER_PORT}"),
     )
 
 

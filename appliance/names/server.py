@@ -14,13 +14,11 @@ from contextlib import suppress
 
 from appliance.config import RESOLVER_PORT
 from appliance.names import wire
+from appliance.names.ranges import HOST, NamesError
 from appliance.names.zone import TCP_LIMIT, UDP_LIMIT, Zone, answer
-from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)
 
-# Not 127.0.0.53 and .54, which are systemd-resolved's.
-HOST = "127.0.0.153"
 PORT = RESOLVER_PORT
 # Queries answered before the event loop turns to something else.
 PER_TURN = 16
@@ -29,14 +27,15 @@ IDLE_SECONDS = 5.0
 _LARGEST = 65535
 
 
-class NamesError(SkerryError):
-    """Members' names can't be served."""
-
-
 class Resolver:
-    """Answers questions about the zone that ``table`` returns at that moment."""
+    """Answers questions about the zone that ``table`` returns at that moment.
 
-    def __init__(self, table: Callable[[], Zone], *, host: str = HOST, port: int = PORT) -> None:
+    None: nothing is known yet. That is said (SERVFAIL), which is not "there is no such name".
+    """
+
+    def __init__(
+        self, table: Callable[[], Zone | None], *, host: str = HOST, port: int = PORT
+    ) -> None:
         if not _is_loopback(host):
             raise NamesError(
                 f"names are served on a loopback address only, not on {host}",
@@ -102,12 +101,14 @@ class Resolver:
 
     def _answer(self, data: bytes, limit: int, *, datagram: bool) -> bytes | None:
         try:
-            return answer(data, self._table(), limit=limit, datagram=datagram)
+            zone = self._table()
+            if zone is not None:
+                return answer(data, zone, limit=limit, datagram=datagram)
         except Exception as error:  # the server outlives a defect, which is told once
             if (kind := type(error).__name__) not in self._defects:
                 self._defects.add(kind)
                 log.exception("a defect while answering a question about a name")
-            return wire.failure(data)
+        return wire.failure(data)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

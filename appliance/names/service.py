@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from appliance.names.hostname import want_host_name
 from appliance.names.link import publish_ranges
-from appliance.names.server import HOST, PORT, NamesError, Resolver
-from appliance.names.zone import NodeName, Ranges, Zone, zone_of
+from appliance.names.ranges import HOST, NamesError, Ranges
+from appliance.names.server import PORT, Resolver
+from appliance.names.zone import NodeName, Zone, zone_of
 from appliance.problem import Problem
 from provisioning.identity import Identity
 from skerry.errors import SkerryError
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0
 FRESH_SECONDS = 1.0
 
-Members = Callable[[], Sequence[NodeName]]
+# None: not known yet.
+Members = Callable[[], Sequence[NodeName] | None]
 
 
 class NameTable:
@@ -48,17 +50,20 @@ class NameTable:
         self._clock = clock
         self._known: tuple[NodeName, ...] = ()
         self._looked = float("-inf")
-        self._zone = zone_of((), ranges)
+        self._zone: Zone | None = None
 
-    def __call__(self) -> Zone:
-        """Return the zone; it is made anew only if a member, name or address changed."""
+    def __call__(self) -> Zone | None:
+        """Return the zone; it is made anew only if a member, name or address changed.
+
+        None: the members are not known yet. Once they were, the last that was known stays.
+        """
         now = self._clock()
-        if now - self._looked >= FRESH_SECONDS:
-            known = tuple(self._members())
-            if known != self._known:
-                self._zone = zone_of(known, self._ranges)
-                self._known = known
+        if self._zone is None or now - self._looked >= FRESH_SECONDS:
+            members = self._members()
             self._looked = now
+            if members is not None and (self._zone is None or tuple(members) != self._known):
+                self._known = tuple(members)
+                self._zone = zone_of(self._known, self._ranges)
         return self._zone
 
 

@@ -8,17 +8,16 @@ host range and of its IPv6 prefix. We are the authority for these, and answer ab
 from __future__ import annotations
 
 import ipaddress
-import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from appliance.names import wire
+from appliance.names.ranges import DOMAIN, Ranges
 from appliance.names.wire import Query, Rcode, Record, Reply, Type, wire_name
 from provisioning.keys import id_text
 from provisioning.names import is_name
 
-DOMAIN = "skerry.internal"
 # Short: a name may go to another node, and an address to another name.
 TTL = 10
 # Shorter still: who asks for a node that is about to join should not wait for it twice.
@@ -45,32 +44,6 @@ class NodeName:
     ipv4: ipaddress.IPv4Address | None
     ipv6: ipaddress.IPv6Address | None
     since: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ranges:
-    """The addresses of one network: its host range and its ULA prefix."""
-
-    ipv4: ipaddress.IPv4Network
-    ipv6: ipaddress.IPv6Network
-
-    def reverse_zones(self) -> tuple[str, ...]:
-        """Return the names of the zones in which the addresses are looked up.
-
-        A zone ends at an octet (IPv4, RFC 1035, 3.5) or a nibble (IPv6, RFC 3596, 2.5); a range
-        that does not is several zones, 128 at most.
-        """
-        octets = math.ceil(self.ipv4.prefixlen / 8)
-        four = (
-            _joined(str(one.network_address).split(".")[:octets], "in-addr")
-            for one in self.ipv4.subnets(new_prefix=octets * 8)
-        )
-        nibbles = math.ceil(self.ipv6.prefixlen / 4)
-        six = (
-            _joined(one.network_address.packed.hex()[:nibbles], "ip6")
-            for one in self.ipv6.subnets(new_prefix=nibbles * 4)
-        )
-        return (*four, *six)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +167,3 @@ def _reverse_name(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> byt
     if address.version == 4:
         return wire_name(address.reverse_pointer)
     return ("\x01" + "\x01".join(address.packed.hex()[::-1])).encode("ascii") + _IP6_ARPA
-
-
-def _joined(parts: Sequence[str], tree: str) -> str:
-    return ".".join((*reversed(parts), tree, "arpa"))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.names import wire
+from appliance.names.ranges import Ranges
 from appliance.names.wire import Rcode, Type, wire_name
 from appliance.names.zone import (
     NEGATIVE_TTL,
@@ -17,7 +18,6 @@ from appliance.names.zone import (
     TTL,
     UDP_LIMIT,
     NodeName,
-    Ranges,
     answer,
     zone_of,
 )
