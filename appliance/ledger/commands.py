@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -251,18 +252,21 @@ def _buckets(arguments: argparse.Namespace) -> None:
 
 
 def _path(bucket: str, key: str | None = None) -> str:
-    from urllib.parse import quote
-
-    path = f"/v1/ledger/{quote(bucket, safe='')}"
-    return path if key is None else f"{path}/{quote(key, safe='/')}"
+    path = f"/v1/ledger/{_quoted(bucket)}"
+    return path if key is None else f"{path}/{_quoted(key, safe='/')}"
 
 
 def _with_prefix(path: str, prefix: str) -> str:
-    from urllib.parse import quote
-
     if not prefix:
         return path
-    return f"{path}{'&' if '?' in path else '?'}prefix={quote(prefix, safe='')}"
+    return f"{path}{'&' if '?' in path else '?'}prefix={_quoted(prefix)}"
+
+
+def _quoted(text: str, safe: str = "") -> str:
+    """Return a word of the call for a URL; what is no UTF-8 is the supervisor's to refuse."""
+    from urllib.parse import quote
+
+    return quote(os.fsencode(text), safe=safe)
 
 
 def _read_value(text: str) -> bytes:
@@ -272,7 +276,7 @@ def _read_value(text: str) -> bytes:
     elif text.startswith("@"):
         value = _read_file(Path(text[1:]))
     else:
-        value = text.encode("utf-8", "surrogateescape")
+        value = os.fsencode(text)
     if len(value) > VALUE_MAX:
         raise UsageError(
             f"the value has more than {VALUE_MAX} bytes",
