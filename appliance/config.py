@@ -34,6 +34,11 @@ class SupervisorConfig:
         return self.state_dir / "state.db"
 
     @property
+    def ledger(self) -> Path:
+        """This node's copy of the ledger."""
+        return self.state_dir / "ledger.db"
+
+    @property
     def identity_dir(self) -> Path:
         """Keys and certificate."""
         return self.state_dir / "identity"

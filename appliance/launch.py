@@ -112,10 +112,10 @@ def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None)
 def _real_overlay(identity: Identity, store: Store, config: SupervisorConfig) -> OverlayEdge:
     # Netlink and discovery are most of what the process weighs: loaded when there is a network.
     slim_netlink()
+    from appliance.control.service import Control
     from appliance.overlay.config import OverlayConfig
-    from appliance.overlay.service import Overlay
 
-    return Overlay(
+    return Control(
         identity,
         store,
         OverlayConfig(
@@ -124,4 +124,5 @@ def _real_overlay(identity: Identity, store: Store, config: SupervisorConfig) ->
             wireguard=config.wireguard,
             wireguard_go=config.wireguard_go,
         ),
+        ledger=config.ledger,
     )

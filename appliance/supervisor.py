@@ -19,13 +19,14 @@ from appliance import lifecycle, machine
 from appliance.api.http import HttpError, Request
 from appliance.api.ledger import ledger_routes
 from appliance.api.node import node_routes
+from appliance.api.nodes import node_list_routes
 from appliance.api.openapi import described
 from appliance.api.router import Answer, Handler, Route
 from appliance.api.server import ApiServer
 from appliance.config import SupervisorConfig
 from appliance.journal import Redactor
 from appliance.lifecycle import Lifecycle
-from appliance.names.service import Names, names_of, serve_names
+from appliance.names.service import Names, serve_names
 from appliance.names.zone import NodeName
 from appliance.notify import Notifier
 from appliance.people import Console, headline
@@ -48,6 +49,7 @@ from provisioning.token import Token
 from skerry.errors import SkerryError
 
 if TYPE_CHECKING:
+    from appliance.control.views import NodeView
     from appliance.ledger.access import LedgerAccess
     from appliance.overlay.service import OverlayStatus
 
@@ -71,6 +73,20 @@ class OverlayEdge(Protocol):
 
     def snapshot(self) -> OverlayStatus:
         """Return what is so now, from memory."""
+
+    @property
+    def access(self) -> LedgerAccess | None:
+        """What programs and people may do with the ledger."""
+
+    @property
+    def name(self) -> str:
+        """What this node is called now."""
+
+    def nodes(self) -> Sequence[NodeView]:
+        """Return the members of the network."""
+
+    def names(self) -> Sequence[NodeName]:
+        """Return what members are called, for the resolver."""
 
 
 OverlayFactory = Callable[[Identity, Store, SupervisorConfig], OverlayEdge]
@@ -103,7 +119,6 @@ class Supervisor:
         self._failed_at = float("-inf")
         self._overlay: OverlayEdge | None = None
         self._names: Names | None = None
-        self._ledger: LedgerAccess | None = None
         self._release = machine.read_release()
         self._facts = Lifecycle()
         self._state_since = time.monotonic()
@@ -144,7 +159,12 @@ class Supervisor:
     def routes(self) -> dict[tuple[str, str], Route | Handler]:
         """Return the API's table, with what there is to say of each route."""
         node = node_routes(status=self._get_status, health=self._get_health, token=self._post_token)
-        return described({**node, **ledger_routes(lambda: self._ledger)})
+        table = {
+            **node,
+            **node_list_routes(lambda: self._overlay.nodes() if self._overlay else None),
+            **ledger_routes(lambda: self._overlay.access if self._overlay else None),
+        }
+        return described(table)
 
     # The life cycle
 
@@ -203,6 +223,8 @@ class Supervisor:
         if self._names is not None:
             self._feed(lifecycle.Found("names", self._names.problems()))
         if self._overlay is not None:
+            if self._names is not None:
+                self._names.call_machine(self._overlay.name)
             snapshot = self._overlay.snapshot()
             self._feed(lifecycle.Found("network", tuple(snapshot.problems)))
             self._feed(lifecycle.Tick(sum(1 for peer in snapshot.peers if peer.up)))
@@ -309,10 +331,10 @@ class Supervisor:
                 self._config.run_dir, identity, self._members_names, port=port
             )
 
-    def _members_names(self) -> tuple[NodeName, ...]:
+    def _members_names(self) -> tuple[NodeName, ...] | None:
         if self._overlay is None or self._identity is None:
-            return ()
-        return names_of(self._identity, self._overlay.snapshot())
+            return None
+        return tuple(self._overlay.names())
 
     # People
 

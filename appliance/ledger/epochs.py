@@ -204,7 +204,7 @@ def reseal(
             return None
         if any(replica.get(REVOKED, key, now_ms) is None for key in said[epoch].excluded):
             return None
-    if current == 0 or replica.directory.member(member.node_id) is None:
+    if current == 0 or replica.directory.is_revoked(member):
         return None
     return seal(network_id, current, secrets.known[current], member)
 

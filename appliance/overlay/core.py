@@ -139,7 +139,8 @@ class Core:
             if denied := self._door.denies(peer.member, now):
                 actions += self.expel(peer.node_id, denied.cause, denied.detail, now)
         self._upkeep.take(adopted.peers)
-        actions += self.claims.begin()
+        if self.config.vpn:
+            actions += self.claims.begin()
         for peer in self.peers.values():
             self._watch.hurry(peer, now)
             self._greeter.follow(peer, now)

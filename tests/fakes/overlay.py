@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from appliance.config import SupervisorConfig
+from appliance.control.views import NodeView
+from appliance.names.zone import NodeName
 from appliance.overlay.service import OverlayStatus, PeerStatus
 from appliance.problem import Problem
 from appliance.store import Store
@@ -30,11 +32,11 @@ class FakeOverlay:
     failures: list[Exception] = field(default_factory=list)
     peers: tuple[PeerStatus, ...] = (PEER,)
     problems: tuple[Problem, ...] = ()
-    names: list[str] = field(default_factory=list)
+    called: list[str] = field(default_factory=list)
     defect: Exception | None = None
 
     def make(self, identity: Identity, _store: Store, _config: SupervisorConfig) -> FakeOverlay:
-        self.names.append(identity.name)
+        self.called.append(identity.name)
         return self
 
     async def start(self) -> None:
@@ -44,6 +46,15 @@ class FakeOverlay:
 
     async def stop(self) -> None:
         self.calls.append("stop")
+
+    access: None = None
+    name: str = "node-1"
+
+    def nodes(self) -> tuple[NodeView, ...]:
+        return ()
+
+    def names(self) -> tuple[NodeName, ...]:
+        return ()
 
     def snapshot(self) -> OverlayStatus:
         if self.defect:

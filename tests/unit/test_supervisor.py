@@ -182,7 +182,7 @@ async def test_a_name_by_credential(
     (tmp_path / "skerry.token").write_text(token_text())
     async with running(replace(config, credentials=tmp_path)) as lab:
         await lab.state(State.READY)
-        assert lab.overlay.names[0].startswith(expected)
+        assert lab.overlay.called[0].startswith(expected)
 
 
 # Bad input

@@ -1,0 +1,389 @@
+"""What the ledger means for this node: who is a peer, which addresses and secrets count.
+
+Everything is worked out anew from the ledger when a bucket that matters has changed, at most every
+SETTLE_SECONDS; a revocation at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+import msgspec
+
+from appliance.control import keyring
+from appliance.control.addressing import Places, Witness, Write, places
+from appliance.control.admission import Standing, standing
+from appliance.ledger import epochs, gossip
+from appliance.ledger.assigned import names
+from appliance.ledger.claims import View, address_view
+from appliance.ledger.entry import Entry, read_entry
+from appliance.ledger.errors import EntryError, WriteError
+from appliance.ledger.rules import (
+    ADDRESS,
+    ASSIGNED,
+    BUCKETS,
+    EPOCH,
+    MEMBER,
+    REVOKED,
+    WITNESS,
+)
+from appliance.ledger.swim import Status
+from appliance.ledger.timekeeper import Quality
+from appliance.overlay import events
+from appliance.overlay.admission import Denied
+from appliance.overlay.clock import Now
+from appliance.overlay.core import Core
+from appliance.overlay.endpoint import Endpoint, PackedEndpoint, is_candidate, unpack_endpoint
+from appliance.overlay.errors import WireError
+from appliance.problem import Problem
+from provisioning import codec
+from provisioning.errors import FormatError
+from provisioning.identity import Identity
+from provisioning.keys import id_text
+from provisioning.membership import Member
+
+NODE = "node"
+SETTLE_SECONDS = 0.05
+ENDPOINTS_MAX = 8
+ENDPOINTS_SECONDS = 8 * 3600.0
+# A member that the ledger names is looked for only if it was not found otherwise by then.
+LEAD_SECONDS = 4.0
+STANDING_SECONDS = 5.0
+_MATTERS = frozenset({MEMBER, REVOKED, ADDRESS, WITNESS, ASSIGNED, EPOCH})
+
+Step = gossip.Action | events.Action
+
+
+class Policies:
+    """The decisions of one node; `decide` performs nothing but local writes."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        core: Core,
+        ledger: gossip.Gossip,
+        secrets: epochs.Secrets,
+    ) -> None:
+        self.secrets = secrets
+        self.places = Places(None, {})
+        self._identity = identity
+        self._network_id = identity.network.network_id
+        self._config = core.config
+        self._ledger = ledger
+        self._replica = ledger.replica
+        self._core = core
+        self._witness = Witness(identity.node_id)
+        self._addresses = View({})
+        self._standing: Standing | None = None
+        self._standing_until = 0.0
+        self._dirty = set(_MATTERS)
+        self._due: float | None = None
+        self._mono = 0.0
+        self._hosts: tuple[str, ...] = ()
+        self._endpoints_due: float | None = None
+        self._refused_write: Problem | None = None
+        self._names: dict[bytes, str] = {}
+        self._moved: dict[bytes, tuple[Endpoint, ...]] = {}
+        self._fresh_secrets = False
+
+    # Asked by the core
+
+    def judge(self, member: Member) -> Denied | None:
+        """Return why a node is not let in, None if it is."""
+        if member.grant_count is None or self._replica.directory.member(member.node_id):
+            return self._where_all_stand().judge(member)
+        # Its certificate is not in the ledger yet: what if it were?
+        return self._reckon((member,)).judge(member)
+
+    # Told by the plane
+
+    def begin(self, now: Now) -> None:
+        """Let the core know what it has to before it starts."""
+        self._mono = self._due = now.mono
+        self._new_secrets()
+        # With what was known before: a restart takes no address away, not for a moment.
+        if self._config.vpn:
+            for _ in self._settle_addresses(now, write=False):
+                pass
+
+    def changed(self, entry: Entry) -> None:
+        """Take note of a change in the ledger."""
+        if entry.bucket in _MATTERS:
+            self._dirty.add(entry.bucket)
+            self._standing = None
+            if self._due is None:
+                self._due = self._mono + SETTLE_SECONDS
+        elif entry.bucket == NODE and entry.key.endswith("/endpoints"):
+            self._moved[entry.owner] = _endpoints(entry.value)
+
+    def liveness_changed(self) -> None:
+        """Others may have to bear witness now."""
+        self._dirty.add(WITNESS)
+        self._due = self._due or self._mono + SETTLE_SECONDS
+
+    def local_addresses(self, hosts: tuple[str, ...]) -> None:
+        """Take note of where this node is now."""
+        if hosts != self._hosts:
+            self._hosts, self._endpoints_due = hosts, 0.0
+
+    def next_timer(self) -> float | None:
+        """Return when `decide` has something to do."""
+        maybe = self._due, self._witness.due, self._endpoints_due
+        return min((one for one in maybe if one is not None), default=None)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Return what is wrong that a person should know."""
+        own = self._identity.member()
+        denied = self._where_all_stand().excess.get(own.node_id)
+        found = [self.places.problem, self._refused_write]
+        if self._replica.directory.is_revoked(own):
+            found.append(
+                Problem(
+                    "revoked",
+                    f"this node, {own.name}, was revoked by the operator: no member talks to it",
+                    "A revocation is final. To use the machine again, erase its data partition "
+                    "and give it a new token.",
+                )
+            )
+        elif denied is not None:
+            found.append(
+                Problem(
+                    denied.cause,
+                    denied.detail,
+                    "Make a new token (`skerry token new`), erase this node's data partition "
+                    "and provision it with that one.",
+                )
+            )
+        return tuple(one for one in found if one is not None)
+
+    def name_of(self, member: Member) -> str:
+        """Return what a member is called now."""
+        return self.called(member.node_id, member.name)
+
+    def called(self, node_id: bytes, name: str) -> str:
+        """Return what a node is called whose certificate says ``name``."""
+        return self._names.get(node_id, name)
+
+    def address_of(self, node_id: bytes) -> ipaddress.IPv4Address | None:
+        """Return a member's IPv4 overlay address, if it holds one."""
+        if node_id == self._identity.node_id:
+            return self.places.own
+        return self.places.others.get(node_id)
+
+    def standing(self) -> Standing:
+        """Return who is in, as it is now."""
+        return self._where_all_stand()
+
+    # Epochs
+
+    def catch_up(self, peer: bytes, epoch: int, now: Now) -> tuple[bytes, ...]:
+        """Return the messages that bring a peer to our epoch."""
+        known = self._core.peers.get(peer)
+        member = self._replica.directory.member(peer) or (known.member if known else None)
+        if member is None or self._where_all_stand().judge(member) is not None:
+            return ()
+        return keyring.catch_up(
+            self.secrets,
+            self._replica,
+            member,
+            epoch,
+            network_id=self._network_id,
+            now_ms=self._now_ms(now.mono),
+        )
+
+    def caught_up(self, message: keyring.CatchUp, now: Now) -> list[gossip.Action]:
+        """Take in what the root key says in a catch-up, and the secret that came with it."""
+        out: list[gossip.Action] = []
+        for record in message.records:
+            try:
+                entry = read_entry(record)
+            except EntryError:
+                continue
+            if entry.owner == self._network_id:
+                outcome = self._replica.apply(entry, self._now_ms(now.mono))
+                out += [gossip.Changed(one) for one in outcome.changes]
+        if message.box:
+            self._advance(now, (message.box,))
+        return out
+
+    def _advance(self, now: Now, handed: tuple[bytes, ...] = ()) -> None:
+        later = keyring.bounded(
+            epochs.advance(
+                self.secrets,
+                self._replica,
+                network_id=self._network_id,
+                node_id=self._identity.node_id,
+                wg_private=self._identity.wg_private,
+                now_ms=self._now_ms(now.mono),
+                handed=handed,
+            )
+        )
+        if later == self.secrets:
+            return
+        self.secrets = later
+        self._fresh_secrets = True
+        self._due = now.mono
+
+    def _new_secrets(self) -> None:
+        self._fresh_secrets = False
+        secrets = self.secrets
+        self._core.set_secrets(secrets.known, secrets.current, secrets.since_ms / 1000)
+
+    # Deciding
+
+    def decide(self, now: Now) -> Iterator[Step]:
+        """Yield what is to be done now."""
+        self._mono = now.mono
+        if REVOKED in self._dirty:
+            yield from self._expel(now)
+        if self._moved:
+            yield from self._follow_endpoints(now)
+        due = self._due is not None and self._due <= now.mono
+        witness_due = self._witness.due is not None and self._witness.due <= now.mono
+        if due or witness_due:
+            yield from self._settle(now)
+        if self._endpoints_due is not None and self._endpoints_due <= now.mono:
+            yield from self._tell_endpoints(now)
+
+    def _settle(self, now: Now) -> Iterator[Step]:
+        self._due = None
+        if EPOCH in self._dirty or REVOKED in self._dirty:
+            self._advance(now)
+        if self._fresh_secrets:
+            yield events.Remember(
+                keyring.STORE_KEY, keyring.dump(self.secrets, self._identity.network)
+            )
+            self._new_secrets()
+            yield from self._core.handle(events.Tick(), now)
+        self._due = None
+        self._dirty.clear()
+        now_ms = self._now_ms(now.mono)
+        self._names = names(self._replica, now_ms)
+        yield from self._tell_certificate(now)
+        yield from self._expel(now)
+        if self._config.vpn:
+            yield from self._settle_addresses(now)
+        yield from self._bear_witness(now)
+
+    def _settle_addresses(self, now: Now, *, write: bool = True) -> Iterator[Step]:
+        host_range = self._config.host_range
+        self._addresses = address_view(self._replica, host_range, self._now_ms(now.mono))
+        own = self._identity.node_id
+        found = places(own, self._addresses, host_range, self._inside())
+        if found.write is not None and write:
+            yield from self._put(found.write, now)
+        self.places = found
+        yield from self._core.set_addresses(found.own, found.others, now)
+
+    def _bear_witness(self, now: Now) -> Iterator[Step]:
+        detector = self._ledger.detector
+        inside = self._inside()
+        alive = [
+            one
+            for one in inside
+            if detector is None or detector.status(one) in {None, Status.ALIVE, Status.SUSPECT}
+        ]
+        standing_now = self._where_all_stand()
+        writes = self._witness.writes(
+            self._replica,
+            View({node: one for node, one in self._addresses.claims.items() if node in inside}),
+            [one for one in self._replica.directory if standing_now.is_open(one)],
+            [*alive, self._identity.node_id],
+            quality=self._ledger.timekeeper.quality,
+            now_ms=self._now_ms(now.mono),
+            mono=now.mono,
+        )
+        for one in writes:
+            yield from self._put(one, now)
+
+    def _expel(self, now: Now) -> Iterator[events.Action]:
+        """End it with peers that are out: at once, whatever else there is to do."""
+        directory = self._replica.directory
+        excess = self._where_all_stand().excess
+        out = directory.is_revoked(self._identity.member())
+        for peer in list(self._core.peers.values()):
+            denied = excess.get(peer.node_id)
+            if out or directory.is_revoked(peer.member):
+                denied = Denied("revoked", "revoked by the operator")
+            if denied is not None:
+                yield from self._core.expel(peer.node_id, denied.cause, denied.detail, now)
+
+    def _inside(self) -> frozenset[bytes]:
+        excess = self._where_all_stand().excess
+        return frozenset(
+            one.node_id for one in self._replica.directory if one.node_id not in excess
+        )
+
+    # What this node says of itself
+
+    def _tell_certificate(self, now: Now) -> Iterator[Step]:
+        own = self._identity
+        present = self._replica.slot(MEMBER, id_text(own.node_id), own.node_id)
+        if present is None or present.value != own.certificate:
+            yield from self._put(Write(MEMBER, id_text(own.node_id), own.certificate), now)
+
+    def _tell_endpoints(self, now: Now) -> Iterator[Step]:
+        self._endpoints_due = now.mono + ENDPOINTS_SECONDS
+        packed = tuple(
+            Endpoint(host, self._config.port).pack()
+            for host in self._hosts
+            if is_candidate(host, own=(), refused=self._config.refused)
+        )
+        if packed:
+            key = f"{id_text(self._identity.node_id)}/endpoints"
+            value = codec.encode(packed[:ENDPOINTS_MAX])
+            lease = BUCKETS[NODE].lease_max_ms
+            yield from self._put(Write(NODE, key, value), now, lease)
+
+    def _follow_endpoints(self, now: Now) -> Iterator[Step]:
+        """Look for members where the ledger says they are, unless they are found already."""
+        moved, self._moved = self._moved, {}
+        for node_id, endpoints in moved.items():
+            found_already = node_id in self._core.contacts()
+            if endpoints and node_id != self._identity.node_id and not found_already:
+                key = f"ledger:{id_text(node_id)}"
+                found = events.Discovered(key, endpoints, LEAD_SECONDS, node_id=node_id)
+                yield from self._core.handle(found, now)
+
+    def _put(self, write: Write, now: Now, lease_ms: int | None = None) -> Iterator[gossip.Action]:
+        if self._replica.directory.is_revoked(self._identity.member()):
+            return
+        now_ms = self._now_ms(now.mono)
+        writer = self._ledger.writer
+        try:
+            written = writer.put(write.bucket, write.key, write.value, now_ms, lease_ms=lease_ms)
+        except WriteError as error:
+            self._refused_write = Problem("ledger-write", str(error), error.hint or "")
+            return
+        self._refused_write = None
+        yield from self._ledger.local(written, now.mono)
+
+    # Standing
+
+    def _where_all_stand(self) -> Standing:
+        if self._standing is None or self._standing_until <= self._mono:
+            self._standing = self._reckon()
+            self._standing_until = self._mono + STANDING_SECONDS
+        return self._standing
+
+    def _reckon(self, candidates: tuple[Member, ...] = ()) -> Standing:
+        return standing(
+            self._replica,
+            own=self._identity.member(),
+            known=self._core.peers.keys(),
+            candidates=candidates,
+            now_ms=self._now_ms(self._mono),
+            clock=self._ledger.timekeeper.quality is not Quality.GUESSED,
+        )
+
+    def _now_ms(self, mono: float) -> int:
+        return self._ledger.timekeeper.now_ms(mono)
+
+
+def _endpoints(value: bytes) -> tuple[Endpoint, ...]:
+    try:
+        packed = codec.decode(value, tuple[PackedEndpoint, ...], limit=2048)
+        return tuple(unpack_endpoint(one) for one in packed[:ENDPOINTS_MAX])
+    except (FormatError, WireError, msgspec.MsgspecError):
+        return ()

@@ -1,0 +1,209 @@
+"""The control plane of a real node: the overlay's edge, the ledger's file, the machine's clock.
+
+Recipe::
+
+    control = Control(identity, store, OverlayConfig(), ledger=Path("/data/skerry/ledger.db"))
+    await control.start()
+    control.access.put("shared", "greeting", b"hello", None)
+    await control.stop()      # the tunnel and its peers stay
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from appliance.control.actions import LedgerChanged
+from appliance.control.plane import Action, ControlPlane, Kept
+from appliance.control.views import NodeView, names_view, nodes_view
+from appliance.ledger import gossip
+from appliance.ledger.access import LedgerAccess
+from appliance.ledger.storage import LedgerFile, Loaded
+from appliance.names.zone import NodeName
+from appliance.overlay.brain import STORE_PREFIX, make_core
+from appliance.overlay.clock import Now
+from appliance.overlay.config import OverlayConfig
+from appliance.overlay.service import Overlay, OverlayStatus
+from appliance.problem import Problem
+from appliance.store import Store
+from provisioning.identity import Identity
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# What others have too is written together, this often at most: SD cards wear out.
+COMMIT_SECONDS = 15.0
+CLOCK_SECONDS = 5.0
+
+
+class Control:
+    """One node among the others, from `start` to `stop`."""
+
+    def __init__(
+        self, identity: Identity, store: Store, config: OverlayConfig, *, ledger: Path
+    ) -> None:
+        self._identity = identity
+        self._store = store
+        self._config = config
+        self._path = ledger
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._file: LedgerFile | None = None
+        self._plane: ControlPlane | None = None
+        self._overlay: Overlay | None = None
+        self._access: LedgerAccess | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._commit_at = 0.0
+        self._trouble: tuple[Problem, ...] = ()
+
+    @property
+    def access(self) -> LedgerAccess | None:
+        """What programs and people may do with the ledger; None before `start`."""
+        return self._access
+
+    @property
+    def plane(self) -> ControlPlane:
+        """The decisions. Only between `start` and `stop`."""
+        assert self._plane is not None  # noqa: S101 - made by start
+        return self._plane
+
+    async def start(self) -> None:
+        """Load the ledger, bring the interface up, begin to look for members.
+
+        Raises OverlayError or LedgerError saying what is missing; `stop` cleans up then too.
+        """
+        file, loaded = await self._on_disk(partial(LedgerFile.open, self._path))
+        self._file, self._trouble = file, file.problems()
+        self._plane = plane = self._make_plane(loaded)
+        self._overlay = Overlay(
+            self._identity,
+            self._store,
+            self._config,
+            brain=plane,
+            perform_other=self._perform,
+            unix=plane.unix,
+        )
+        self._access = LedgerAccess(plane.gossip, clock=time.monotonic, perform=self._written)
+        await self._overlay.start()
+        self._task = asyncio.create_task(self._look_after())
+
+    async def stop(self) -> None:
+        """Stop; the tunnel, its addresses and its peers stay. What is known is on the disk."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if self._overlay is not None:
+            await self._overlay.stop()
+        if self._file is not None:
+            await self._on_disk(self._file.close)
+        self._disk.shutdown()
+
+    def snapshot(self) -> OverlayStatus:
+        """Return what is so now, from memory."""
+        assert self._overlay is not None  # noqa: S101 - made by start
+        assert self._file is not None  # noqa: S101 - made by start
+        shown = self._overlay.snapshot()
+        policies = self.plane.policies
+        peers = tuple(
+            replace(one, name=policies.called(one.node_id, one.name)) for one in shown.peers
+        )
+        return replace(shown, peers=peers, problems=(*shown.problems, *self._file.problems()))
+
+    @property
+    def name(self) -> str:
+        """What this node is called now: the operator may have renamed it."""
+        return self.plane.policies.name_of(self._identity.member())
+
+    def nodes(self) -> tuple[NodeView, ...]:
+        """Return the members of the network, by name."""
+        return nodes_view(self.plane, time.monotonic())
+
+    def names(self) -> tuple[NodeName, ...]:
+        """Return what members are called, for the resolver."""
+        return names_view(self.plane, time.monotonic())
+
+    # Between the plane and its edges
+
+    def _make_plane(self, loaded: Loaded) -> ControlPlane:
+        store = {**self._store.items(STORE_PREFIX), **self._store.items("control/")}
+        look = _look()
+        kept = Kept(loaded.entries, loaded.high_water, loaded.sequence, loaded.guess_ms)
+        return ControlPlane(
+            self._identity,
+            lambda admits, reading: make_core(
+                self._identity, self._config, store, admits=admits, reading=reading
+            ),
+            kept=kept,
+            remembered=store,
+            random=os.urandom,
+            now=Now(time.monotonic(), look.unix),
+            synced=look.synced,
+        )
+
+    def _written(self, actions: Iterable[gossip.Action]) -> None:
+        assert self._overlay is not None  # noqa: S101 - made by start
+        self._overlay.enact(self.plane.perform(actions, time.monotonic()))
+
+    async def _perform(self, action: Action) -> None:
+        if not isinstance(action, LedgerChanged):
+            log.debug("nobody performs %s", type(action).__name__)
+            return
+        assert self._file is not None  # noqa: S101 - made by start
+        await self._on_disk(partial(self._keep, self._file, action))
+        if self._access is not None:
+            for change in action.changes:
+                self._access.changed(change)
+
+    @staticmethod
+    def _keep(file: LedgerFile, action: LedgerChanged) -> None:
+        file.change(action.changes)
+        if action.own:
+            file.mark(high_water=action.high_water, sequence=action.sequence)
+            file.commit(own=True)
+
+    async def _look_after(self) -> None:
+        """Look at the clock, and write what is to be written, now and then."""
+        while True:
+            await asyncio.sleep(CLOCK_SECONDS)
+            try:
+                look = _look()
+                mono = time.monotonic()
+                self.plane.wall(look.unix, synced=look.synced, mono=mono)
+                if mono >= self._commit_at:
+                    self._commit_at = mono + COMMIT_SECONDS
+                    await self._commit()
+            except Exception:
+                log.exception("a defect while looking after clock and ledger")
+
+    async def _commit(self) -> None:
+        file = self._file
+        if file is None:
+            return
+        if file.problems() != self._trouble:
+            # Begun afresh while we ran, perhaps: what is in memory is what there is.
+            self._trouble = file.problems()
+            await self._on_disk(partial(file.rewrite, tuple(self.plane.gossip.replica)))
+        if file.dirty:
+            await self._on_disk(file.commit)
+
+    async def _on_disk(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, call)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    unix: float
+    synced: bool
+
+
+def _look() -> _Look:
+    return _Look(time.time(), synced=False)
