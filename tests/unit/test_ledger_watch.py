@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.ledger import subscription as subscription_module
@@ -134,6 +134,7 @@ CHANGES = st.tuples(
 )
 
 
+@settings(max_examples=60)
 @given(st.lists(CHANGES, max_size=60), st.integers(1, 6))
 def test_a_watcher_that_follows_ends_with_what_is_there(
     changes: list[tuple[str, str]], limit: int
