@@ -15,17 +15,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from appliance.overlay.endpoint import Endpoint
+from provisioning.identity import new_identity, read_identity, write_identity
 from skerry.console import note
 from skerry.errors import SkerryError
 from tests.bench.harness import Benchmark, Figure
 from tests.bench.process import cpu_seconds, percentile
 from tests.netns.flooder import noise, write_pool
+from tests.netns.hostile import hellos
 from tests.netns.lab import PORT, ROOT, Lab, LabError, Network, Node
 from tests.netns.ledger import Watchers, put, together
 from tests.netns.pinger import Pinger, Stream
 
 RATE = 50_000
 SECONDS = 12.0
+HELLOS = 2048
 GOAL_API = 0.25
 GOAL_LEDGER = 1.0
 WAIT_SECONDS = 20.0
@@ -45,6 +49,14 @@ def run() -> Sequence[Figure]:
             pool = stranger.folder / "noise"
             write_pool(pool, noise())
             figures += under(nodes, "noise", flooding(stranger, nodes[0], pool))
+            time.sleep(2)
+            together(nodes)
+            # A member whose identity somebody stole: all of it is good, and repeated.
+            identity = new_identity(network.token(), name="mallory", now=time.time())
+            target = Endpoint(nodes[0].address, PORT)
+            pool = stranger.folder / "hellos"
+            write_pool(pool, hellos(read_identity(write_identity(identity)), target, HELLOS))
+            figures += under(nodes, "hellos", flooding(stranger, nodes[0], pool))
             time.sleep(2)
             together(nodes)
     except LabError as error:

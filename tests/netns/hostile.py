@@ -16,11 +16,12 @@ from pathlib import Path
 
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
-from appliance.overlay.frames import Reassembler, split
+from appliance.overlay.events import Send
 from appliance.overlay.handshake import Facts, Handshakes, Outcome, Transmit
 from appliance.overlay.otp import Seed
+from appliance.overlay.post import Post
 from appliance.overlay.seal import Sealer
-from appliance.overlay.wire import Body, Kind, Signed, decode_message
+from appliance.overlay.wire import Body, Kind, Signed
 from provisioning.grant import issue
 from provisioning.identity import Identity, read_identity
 from provisioning.keys import public_key
@@ -74,38 +75,57 @@ class CarelessHandshakes(Handshakes):
         pass
 
 
+def hellos(identity: Identity, target: Endpoint, count: int) -> list[bytes]:
+    """Return datagrams with so many different beginnings of good handshakes."""
+    handshakes = Handshakes(identity, lambda *_: None, lambda _: Facts(target.port), os.urandom)
+    post, found = post_of(identity), []
+    for _ in range(count):
+        found += datagrams(post, handshakes.initiate(target, moment(), identity.network.epoch))
+        handshakes._outgoing.clear()
+    return found
+
+
+def post_of(identity: Identity) -> Post:
+    return Post(Sealer(Seed(identity.network.otp_seed, identity.network.epoch)), os.urandom)
+
+
+def datagrams(post: Post, outcomes: tuple[Outcome, ...]) -> list[bytes]:
+    return [
+        action.data
+        for one in outcomes
+        if isinstance(one, Transmit)
+        for action in post.outside(one.message, one.destination, one.epoch, moment())
+        if isinstance(action, Send)
+    ]
+
+
 def main(case: str, host: str, port: int, file: Path) -> None:
     """Begin handshakes, and answer what comes back."""
     identity = read_identity(file.read_bytes())
     spoil = {"tampered": tampered, "forged": forged, "stolen-key": stolen_key}[case]
     handshakes = CarelessHandshakes(
-        spoil(identity), lambda _, __: None, lambda _: Facts(port), os.urandom
+        spoil(identity), lambda *_: None, lambda _: Facts(port), os.urandom
     )
-    sealer = Sealer(Seed(identity.network.otp_seed, identity.network.epoch))
-    target = Endpoint(host, port)
-    parts = Reassembler()
+    target, post = Endpoint(host, port), post_of(identity)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.settimeout(PAUSE_SECONDS)
 
         def transmit(outcomes: tuple[Outcome, ...]) -> None:
-            for one in outcomes:
-                if isinstance(one, Transmit):
-                    for frame in split(one.message, os.urandom):
-                        connection.sendto(sealer.seal(frame, time.time()), (host, port))
+            for one in datagrams(post, outcomes):
+                connection.sendto(one, (host, port))
 
         for _ in range(REPEAT):
             transmit(handshakes.initiate(target, moment(), identity.network.epoch))
             with contextlib.suppress(TimeoutError):
                 while True:
-                    opened = sealer.unseal(connection.recv(2048), time.time())
-                    if opened is None:
+                    letter = post.read(connection.recv(2048), target, moment())
+                    if letter is None or not isinstance(letter.payload, Signed):
                         continue
-                    message = parts.add(target, opened.plaintext, time.monotonic())
-                    if message is None:
-                        continue
-                    kind, signed = decode_message(message)
-                    if isinstance(signed, Signed):
-                        transmit(handshakes.receive(kind, signed, target, moment(), opened.epoch))
+                    transmit(
+                        handshakes.receive(
+                            letter.kind, letter.payload, target, moment(), letter.epoch
+                        )
+                    )
             handshakes.tick(Now(time.monotonic() + 100, time.time()))
 
 
