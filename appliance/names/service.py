@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from appliance.names.hostname import want_host_name
 from appliance.names.link import publish_ranges
@@ -26,9 +25,6 @@ from appliance.names.zone import NodeName, Zone, zone_of
 from appliance.problem import Problem
 from provisioning.identity import Identity
 from skerry.errors import SkerryError
-
-if TYPE_CHECKING:
-    from appliance.overlay.service import OverlayStatus
 
 log = logging.getLogger(__name__)
 
@@ -154,16 +150,3 @@ async def serve_names(
     names.call_machine(identity.name)
     await names.start()
     return names
-
-
-def names_of(identity: Identity, overlay: OverlayStatus) -> tuple[NodeName, ...]:
-    """Return this node and the members that the overlay knows; all have their names for as long."""
-    own = _named(identity.node_id, identity.name, overlay.addresses)
-    return (own, *(_named(one.node_id, one.name, one.addresses) for one in overlay.peers))
-
-
-def _named(node_id: bytes, name: str, addresses: Sequence[str]) -> NodeName:
-    found = [ipaddress.ip_address(one) for one in addresses]
-    four = next((one for one in found if isinstance(one, ipaddress.IPv4Address)), None)
-    six = next((one for one in found if isinstance(one, ipaddress.IPv6Address)), None)
-    return NodeName(node_id, name, four, six)

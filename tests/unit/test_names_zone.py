@@ -6,7 +6,7 @@ import ipaddress
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.names import wire
@@ -385,6 +385,7 @@ def test_every_question_that_is_one_has_its_answer(
         assert said.question == name + struct.pack(">HH", qtype, qclass)
 
 
+@settings(max_examples=25)
 @given(
     st.lists(
         st.builds(
@@ -397,14 +398,13 @@ def test_every_question_that_is_one_has_its_answer(
         ),
         max_size=12,
         unique_by=lambda one: one.node_id,
-    ).flatmap(lambda found: st.tuples(st.just(found), st.permutations(found)))
+    ),
+    st.integers(0, 11),
 )
-def test_the_zone_does_not_depend_on_the_order(
-    orders: tuple[list[NodeName], list[NodeName]],
-) -> None:
-    members, shuffled = orders
+def test_the_zone_does_not_depend_on_the_order(members: list[NodeName], cut: int) -> None:
     zone = zone_of(members, RANGES)
-    assert zone_of(shuffled, RANGES) == zone
+    assert zone_of(members[cut:] + members[:cut], RANGES) == zone
+    assert zone_of(members[::-1], RANGES) == zone
     for one in members:
         assert zone.hosts[wire_name(f"{id_text(one.node_id)}.skerry.internal")] == (
             one.ipv4,
