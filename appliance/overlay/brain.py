@@ -40,6 +40,10 @@ class Brain(Protocol):
         """Return the monotonic time of the next `Tick` that has something to do."""
 
     @property
+    def core(self) -> Core:
+        """The core that it is or has: its keyring and its guard are the edge's too."""
+
+    @property
     def peers(self) -> Mapping[bytes, Peer]:
         """The members that were accepted, by node id."""
 

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from appliance.overlay.bpf import assemble, control_filter
@@ -23,10 +24,12 @@ from appliance.overlay.seal import DATAGRAM_MAX, DATAGRAM_MIN, looks_foreign
 log = logging.getLogger(__name__)
 
 Receiver = Callable[[bytes, Endpoint], None]
+Admits = Callable[[str, float], bool]
 
 # A burst must fit in between two turns of the loop (MACHINE.md: 222 of 2,000 packets by default).
 RECEIVE_BUFFER = 2 * 1024 * 1024
-_DRAIN_AT_ONCE = 512
+# Then others have their turn, whatever is still waiting.
+_DRAIN_AT_ONCE = 64
 _SO_ATTACH_FILTER = 26
 _IPV6_CHECKSUM = 7
 _SOL_IPV6 = 41
@@ -50,11 +53,19 @@ class ControlSocket:
         """Say whether IPv6 endpoints can be reached."""
         return self._ipv6 is not None
 
-    def listen(self, loop: asyncio.AbstractEventLoop, receiver: Receiver) -> None:
-        """Call ``receiver`` with every datagram from now on."""
-        loop.add_reader(self._ipv4, self._drain, self._ipv4, receiver)
+    def listen(self, loop: asyncio.AbstractEventLoop, receiver: Receiver, admits: Admits) -> None:
+        """Call ``receiver`` with every datagram from now on.
+
+        ``admits(host, monotonic seconds)`` says whether to look at one from there at all.
+        """
+        loop.add_reader(self._ipv4, self._drain, self._ipv4, receiver, admits)
         if self._ipv6 is not None:
-            loop.add_reader(self._ipv6, self._drain, self._ipv6, receiver)
+            loop.add_reader(self._ipv6, self._drain, self._ipv6, receiver, admits)
+
+    def broadcast(self, data: bytes, hosts: Iterable[str]) -> None:
+        """Send a datagram to the same port of these broadcast or multicast addresses."""
+        for host in hosts:
+            self.send(data, Endpoint(host, self._port))
 
     def send(self, data: bytes, destination: Endpoint) -> None:
         """Send a datagram if that can be done now; a lost one is repeated by the core."""
@@ -78,12 +89,15 @@ class ControlSocket:
                 loop.remove_reader(one)
                 one.close()
 
-    def _drain(self, receiver_socket: socket.socket, receiver: Receiver) -> None:
+    def _drain(self, receiver_socket: socket.socket, receiver: Receiver, admits: Admits) -> None:
+        now = time.monotonic()
         for _ in range(_DRAIN_AT_ONCE):
             try:
                 packet, address = receiver_socket.recvfrom(_READ_MAX)
             except OSError:
                 return  # drained, or an ICMP error of an earlier datagram
+            if not admits(address[0], now):
+                continue
             got = self._read(receiver_socket, packet, address)
             if got is not None:
                 receiver(*got)
@@ -104,10 +118,9 @@ class ControlSocket:
                 return None
         # The filter has said so already; the plain sockets have none.
         fits = DATAGRAM_MIN <= len(data) <= DATAGRAM_MAX
-        if not fits or port == 0 or looks_foreign(data) or "%" in address[0]:
+        if not fits or port == 0 or looks_foreign(data):
             return None
-        host = address[0].removeprefix("::ffff:") if "." in address[0] else address[0]
-        return data, Endpoint(host, port)
+        return data, Endpoint(address[0], port)
 
 
 def open_raw(port: int) -> ControlSocket:
@@ -139,6 +152,7 @@ def _raw(family: socket.AddressFamily, port: int) -> socket.socket:
     try:
         attach_filter(made, assemble(control_filter(port, ipv6=family == socket.AF_INET6)))
         made.settimeout(0)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         if family == socket.AF_INET6:
             made.setsockopt(_SOL_IPV6, _IPV6_CHECKSUM, 6)
         _enlarge(made)
@@ -159,6 +173,7 @@ def _plain(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             made.setsockopt(_SOL_IPV6, socket.IPV6_V6ONLY, 1)
         made.settimeout(0)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         _enlarge(made)
         made.bind((host, port))
     except OSError as error:

@@ -112,6 +112,11 @@ class Core:
     # What the edge shows
 
     @property
+    def core(self) -> Core:
+        """Itself: the edge may have something around it instead (`brain.Brain`)."""
+        return self
+
+    @property
     def ipv4(self) -> ipaddress.IPv4Address | None:
         """The node's own IPv4 overlay address."""
         return self.claims.ipv4

@@ -27,6 +27,7 @@ _IFA_F_UNUSABLE = 0x08 | 0x20 | 0x40  # duplicate, deprecated, tentative
 _IFA_F_TEMPORARY = 0x01
 _READ_MAX = 65536
 SETTLE_SECONDS = 0.3
+_POINT_TO_POINT = 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,18 @@ def uplink_addresses(patterns: tuple[str, ...] | None, *, own: str) -> tuple[Upl
                 continue
             found.append(UplinkAddress(name, str(address), one["prefixlen"]))
     return tuple(sorted(found, key=lambda one: (":" in one.host, one.interface, one.host)))
+
+
+def broadcast_hosts(uplinks: Iterable[UplinkAddress]) -> tuple[str, ...]:
+    """Return the addresses that reach everybody on the uplinks: IPv4 broadcast, IPv6 all nodes."""
+    found: dict[str, None] = {}
+    for one in uplinks:
+        if ":" in one.host:
+            found[f"ff02::1%{one.interface}"] = None
+        elif one.prefix < _POINT_TO_POINT:
+            network = ipaddress.IPv4Interface(f"{one.host}/{one.prefix}").network
+            found[str(network.broadcast_address)] = None
+    return tuple(found)
 
 
 def set_up(interface: str) -> None:

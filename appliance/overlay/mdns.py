@@ -1,8 +1,10 @@
 """Discovery on the LAN by mDNS (RFC 6762, RFC 6763), under names that tell an outsider nothing.
 
 A node announces itself under the names of the current OTP slot and looks for those of the slots
-beside it too, so two nodes whose clocks are a slot apart still meet. The announcement holds such
-names, the node's underlay addresses and WireGuard's port; who answers there has to prove itself.
+beside it too, so two nodes whose clocks are a slot apart still meet. After a change of epoch it is
+found under the names of the one before for a while, and it looks for those of all that it knows.
+The announcement holds such names, the node's underlay addresses and WireGuard's port; who answers
+there has to prove itself.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.events import Discovered
+from appliance.overlay.keyring import Keyring
 from appliance.overlay.otp import Seed, host_name, instance_name, neighbours, service_name
 
 log = logging.getLogger(__name__)
@@ -37,23 +40,24 @@ class Mdns:
 
     def __init__(
         self,
-        seed: Seed,
+        keyring: Keyring,
         node_id: bytes,
         port: int,
         discovered: Callable[[Discovered], None],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._seed = seed
+        self._keyring = keyring
         self._node_id = node_id
         self._port = port
         self._discovered = discovered
         self._clock = clock
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
-        self._announced: AsyncServiceInfo | None = None
+        self._announced: dict[str, AsyncServiceInfo] = {}
+        # Epoch by service type.
+        self._looked_for: dict[str, int] = {}
         self._hosts: tuple[str, ...] = ()
-        self._slot = -1
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
@@ -65,6 +69,10 @@ class Mdns:
                 return
             self._hosts = hosts
             await self._restart()
+
+    def rotate(self) -> None:
+        """Take the names of the epochs and the slot that it is now."""
+        self._spawn(self._rotate_now())
 
     async def close(self) -> None:
         """Say goodbye."""
@@ -97,11 +105,37 @@ class Mdns:
             )
 
     async def _rotate(self, zeroconf: AsyncZeroconf) -> None:
-        """Take the names of the slot that it is now."""
-        self._slot = self._seed.slot_at(self._clock())
-        key = self._seed.discovery_key(self._slot)
+        if self._timer is not None:
+            self._timer.cancel()
+        unix = self._clock()
+        wanted = {info.name: info for info in map(self._info, self._keyring.announced(unix))}
+        old, self._announced = self._announced, {**self._announced, **wanted}
+        for name in wanted.keys() - old.keys():
+            # The names are hashes of the node's key: nobody else has them, nothing is to be probed.
+            await (await zeroconf.async_register_service(wanted[name], cooperating_responders=True))
+        for name in old.keys() - wanted.keys():
+            await (await zeroconf.async_unregister_service(old[name]))
+            del self._announced[name]
+        looked_for = {
+            f"_{service_name(seed.discovery_key(slot))}._udp.local.": seed.epoch
+            for seed in self._keyring.seeds()
+            for slot in neighbours(seed.slot_at(unix))
+        }
+        if looked_for != self._looked_for or self._browser is None:
+            if self._browser is not None:
+                await self._browser.async_cancel()
+            self._looked_for = looked_for
+            self._browser = AsyncServiceBrowser(
+                zeroconf.zeroconf, list(looked_for), handlers=[self._changed]
+            )
+        ends = self._keyring.overlap_ends_in(unix), self._keyring.seed().next_slot_in(unix)
+        wait = min(max(one, 0.0) for one in ends if one is not None) + _ROTATE_LATE
+        self._timer = asyncio.get_running_loop().call_later(wait, self.rotate)
+
+    def _info(self, seed: Seed) -> AsyncServiceInfo:
+        key = seed.discovery_key(seed.slot_at(self._clock()))
         service = f"_{service_name(key)}._udp.local."
-        info = AsyncServiceInfo(
+        return AsyncServiceInfo(
             service,
             f"{instance_name(key, self._node_id)}.{service}",
             port=self._port,
@@ -110,23 +144,6 @@ class Mdns:
             host_ttl=_HOST_TTL,
             other_ttl=_OTHER_TTL,
         )
-        old, self._announced = self._announced, info
-        # The names are hashes of the node's key: nobody else has them, there is nothing to probe.
-        await (await zeroconf.async_register_service(info, cooperating_responders=True))
-        if old is not None:
-            await (await zeroconf.async_unregister_service(old))
-        if self._browser is not None:
-            await self._browser.async_cancel()
-        types = [
-            f"_{service_name(self._seed.discovery_key(slot))}._udp.local."
-            for slot in neighbours(self._slot)
-        ]
-        self._browser = AsyncServiceBrowser(zeroconf.zeroconf, types, handlers=[self._changed])
-        wait = self._seed.next_slot_in(self._clock()) + _ROTATE_LATE
-        self._timer = asyncio.get_running_loop().call_later(wait, self._slot_over)
-
-    def _slot_over(self) -> None:
-        self._spawn(self._rotate_now())
 
     async def _rotate_now(self) -> None:
         async with self._lock:
@@ -137,7 +154,7 @@ class Mdns:
         if self._browser is not None:
             await self._browser.async_cancel()
             self._browser = None
-        self._announced = None
+        self._announced, self._looked_for = {}, {}
         await zeroconf.async_close()
 
     def _changed(
@@ -147,14 +164,15 @@ class Mdns:
         name: str,
         state_change: ServiceStateChange,
     ) -> None:
-        if self._is_own(name):
+        epoch = self._looked_for.get(service_type)
+        if epoch is None or epoch not in self._keyring or self._is_own(name, epoch):
             return
         if state_change is ServiceStateChange.Removed:
             # A name goes at every change of slot; the member may well be there.
             return
-        self._spawn(self._resolve(zeroconf, service_type, name))
+        self._spawn(self._resolve(zeroconf, service_type, name, epoch))
 
-    async def _resolve(self, zeroconf: Zeroconf, service_type: str, name: str) -> None:
+    async def _resolve(self, zeroconf: Zeroconf, service_type: str, name: str, epoch: int) -> None:
         info = AsyncServiceInfo(service_type, name)
         if not await info.async_request(zeroconf, RESOLVE_MILLISECONDS) or not info.port:
             return
@@ -164,15 +182,19 @@ class Mdns:
             if "%" not in address
         )
         label = name.partition(".")[0]
-        own = self._announced.name.partition(".")[0] if self._announced else ""
+        if epoch not in self._keyring:
+            return
+        seed = self._keyring.seed(epoch)
+        own = instance_name(seed.discovery_key(seed.slot_at(self._clock())), self._node_id)
         wait = GREATER_WAITS if own > label else 0.0
-        self._discovered(Discovered(f"mdns:{label}", endpoints, wait))
+        older = None if epoch == self._keyring.current else epoch
+        self._discovered(Discovered(f"mdns:{label}", endpoints, wait, older))
 
-    def _is_own(self, name: str) -> bool:
-        label = name.partition(".")[0]
+    def _is_own(self, name: str, epoch: int) -> bool:
+        seed, label = self._keyring.seed(epoch), name.partition(".")[0]
         return any(
-            label == instance_name(self._seed.discovery_key(slot), self._node_id)
-            for slot in neighbours(self._slot)
+            label == instance_name(seed.discovery_key(slot), self._node_id)
+            for slot in neighbours(seed.slot_at(self._clock()))
         )
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from appliance.overlay import addresses, events, links
+from appliance.overlay import addresses, conntrack, events, links
+from appliance.overlay.action_queue import ActionQueue
 from appliance.overlay.brain import STORE_PREFIX, Brain, make_core, refused_ranges
 from appliance.overlay.clock import Now
 from appliance.overlay.config import FWMARK, OverlayConfig
@@ -30,7 +31,6 @@ from appliance.overlay.endpoint import Endpoint, parse_endpoint
 from appliance.overlay.errors import OverlayError
 from appliance.overlay.inside import InsideSocket
 from appliance.overlay.mdns import Mdns
-from appliance.overlay.otp import Seed
 from appliance.overlay.status import OverlayStatus, PeerStatus, peer_status
 from appliance.overlay.wireguard import Device, PeerState, PeerTable, WireGuard
 from appliance.problem import Problem
@@ -73,8 +73,6 @@ class Overlay:
         self._host_range = ipaddress.IPv4Network(settings.host_range)
         self._ula = addresses.ula_prefix(identity.network.network_id)
         self._refused = refused_ranges(identity)
-        network = identity.network
-        self._seed = Seed(network.otp_seed, network.epoch, config.slot_seconds)
         self._brain = brain or make_core(identity, config, store.items(STORE_PREFIX))
         self._perform_other = perform_other
         self._clock = unix or self._machine_clock
@@ -84,7 +82,7 @@ class Overlay:
         self._inside: InsideSocket | None = None
         self._monitor: socket.socket | None = None
         self._mdns: Mdns | None = None
-        self._queue: asyncio.Queue[events.Action] = asyncio.Queue()
+        self._queue = ActionQueue()
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._settle: asyncio.TimerHandle | None = None
@@ -92,6 +90,7 @@ class Overlay:
         self._failed: dict[str, Problem] = {}
         self._revive_at = 0.0
         self._stopped = False
+        self._timing = False
 
     # Life
 
@@ -111,7 +110,7 @@ class Overlay:
         else:
             self._control = open_plain(self._config.listen_port)
         self._mdns = Mdns(
-            self._seed,
+            self._brain.core.keyring,
             self._identity.node_id,
             self._config.listen_port,
             self._feed,
@@ -121,7 +120,7 @@ class Overlay:
             await self._perform(action)
         if self._vpn:
             self._open_inside()
-        self._control.listen(loop, self._received)
+        self._control.listen(loop, self._received, self._brain.core.guard.admits)
         self._settled()
         self._tasks.append(asyncio.create_task(self._perform_all()))
         if self._identity.network.settings.peers:
@@ -186,33 +185,36 @@ class Overlay:
     def _feed(self, event: events.Event) -> None:
         if self._stopped:
             return
-        for action in self._brain.handle(event, self._now()):
-            # What needs no waiting keeps its place only among its kind: a datagram that follows a
-            # peer must find the peer there.
-            self._queue.put_nowait(action)
+        self._queue.put(self._brain.handle(event, self._now()))
         self._set_timer()
 
     def enact(self, actions: Iterable[events.Action]) -> None:
         """Perform what the brain wants outside of an event, and look when it wants a tick."""
         if self._stopped:
             return
-        for action in actions:
-            self._queue.put_nowait(action)
+        self._queue.put(actions)
         if self._worker is not None:
             self._set_timer()
 
     def _set_timer(self) -> None:
+        """Look for the next tick, once for all events of this turn of the loop."""
+        if not self._timing:
+            self._timing = True
+            asyncio.get_running_loop().call_soon(self._set_timer_now)
+
+    def _set_timer_now(self) -> None:
+        self._timing = False
         if self._timer is not None:
             self._timer.cancel()
         at = self._brain.next_timer()
-        if at is None:
+        if at is None or self._stopped:
             return
         wait = max(at - time.monotonic(), 0.0)
         self._timer = asyncio.get_running_loop().call_later(wait, self._feed, events.Tick())
 
     async def _perform_all(self) -> None:
         while True:
-            action = await self._queue.get()
+            action = await self._queue.take()
             name = type(action).__name__
             try:
                 await self._perform(action)
@@ -257,12 +259,11 @@ class Overlay:
 
     async def _perform(self, action: events.Action) -> None:
         match action:
-            case events.Send(data, destination):
-                if self._control is not None:
-                    self._control.send(data, destination)
-            case events.SendInside(data, destination):
-                if self._inside is not None:
-                    self._inside.send(data, destination)
+            case events.Send() | events.SendInside() | events.Broadcast():
+                self._send(action)
+            case events.EpochsChanged():
+                if self._mdns is not None:
+                    self._mdns.rotate()
             case events.Remember(key, value):
                 if value is None:
                     self._store.delete(key)
@@ -284,6 +285,15 @@ class Overlay:
             case _ if self._perform_other is not None:
                 await self._perform_other(action)
 
+    def _send(self, action: events.Send | events.SendInside | events.Broadcast) -> None:
+        match action:
+            case events.Send(data, destination) if self._control is not None:
+                self._control.send(data, destination)
+            case events.SendInside(data, address) if self._inside is not None:
+                self._inside.send(data, address)
+            case events.Broadcast(data) if self._control is not None:
+                self._control.broadcast(data, links.broadcast_hosts(self._uplinks))
+
     async def _perform_on_tunnel(self, action: events.Action, table: PeerTable) -> None:
         match action:
             case events.SetPeer(key, endpoint, allowed):
@@ -297,6 +307,8 @@ class Overlay:
             case events.ReadStats():
                 found = await self._blocking(table.read)
                 self._feed(_stats(found))
+            case events.FlushConntrack(prefixes):
+                await self._blocking(partial(conntrack.flush, prefixes))
             case events.SetAddresses(ipv4, ipv6):
                 own = (ipv6,) if ipv4 is None else (ipv4, ipv6)
                 ranges = (self._host_range, self._ula)
