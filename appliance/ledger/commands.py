@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerry.errors import UsageError
+from skerry.groups import group
 
 # Imports stay few: these commands start often, and slowly on small boards.
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ def register(
     add_socket: Callable[[argparse.ArgumentParser], None],
 ) -> None:
     """Add ``skerry ledger``; ``add_socket`` adds the option that says where the supervisor is."""
-    ledger = subparsers.add_parser("ledger", help="read, write and watch the network's ledger")
-    actions = ledger.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = group(subparsers, "ledger", "read, write and watch the network's ledger")
 
     def add(name: str, handler: Callable[[argparse.Namespace], int | None], text: str) -> _Parser:
         parser = actions.add_parser(name, help=text, description=text)

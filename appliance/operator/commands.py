@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +23,22 @@ def register(subparsers: Actions) -> None:
     _register_node(group(subparsers, "node", "the network's nodes: list, name, label, remove"))
     _register_revoke(group(subparsers, "revoke", "put a node or a grant out, for ever"))
     _register_token(group(subparsers, "token", "make tokens and look at them"))
+    _register_ledger(group(subparsers, "ledger", "read, write and watch the network's ledger"))
     sync = group(subparsers, "network", "make networks and look at them").add_parser(
         "sync", help="publish what waits in the outbox, and learn the network's latest epoch"
     )
     _common(sync, "token.network_sync")
+
+
+def _register_ledger(actions: Actions) -> None:
+    # What an operator's command runs on a node over ssh (`ssh`); people have no use for them.
+    for name in ("fetch", "publish"):
+        parser = actions.add_parser(name)
+        if name == "publish":
+            parser.add_argument("records", metavar="-", choices=("-",))
+        default = os.environ.get("SKERRY_SOCKET", "/run/skerry/api.sock")
+        parser.add_argument("--socket", type=Path, default=Path(default))
+        parser.set_defaults(handler=_handler(f"remote.{name}"))
 
 
 def _register_node(actions: Actions) -> None:

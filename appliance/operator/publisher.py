@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from provisioning.network import NetworkInfo
 BATCH_BYTES = 60_000
 DUMP_TIMEOUT_SECONDS = 120.0
 _OVERHEAD = 4
+SELF = "self"
 SOCKET = Path("/run/skerry/api.sock")
 
 
@@ -84,7 +87,10 @@ def request_of(records: Sequence[bytes]) -> dict[str, Any]:
 
 
 def read_dump(document: Mapping[str, Any], where: str) -> Fetched:
-    """Return what a node's dump (``/v1/ledger-dump``) holds. Raises PublishError."""
+    """Return what a node's dump (``/v1/ledger-dump``) holds, with ``nodes`` of ``/v1/nodes``.
+
+    Raises PublishError.
+    """
     network_id, texts = document.get("network_id"), document.get("records")
     if not isinstance(network_id, str) or not isinstance(texts, list):
         raise PublishError(f"{where} does not understand: its answer is no ledger", hint=_UPDATE)
@@ -94,12 +100,13 @@ def read_dump(document: Mapping[str, Any], where: str) -> Fetched:
         raise PublishError(f"{where} answers with a damaged ledger", hint=_UPDATE) from error
     if any(len(one) > ENTRY_MAX for one in records):
         raise PublishError(f"{where} answers with an entry that is too large", hint=_UPDATE)
-    now_ms, node_id = document.get("now_ms"), document.get("node_id")
+    now_ms, states = document.get("now_ms"), read_states(document)
     return Fetched(
         network_id,
         records,
         now_ms if isinstance(now_ms, int) and not isinstance(now_ms, bool) else None,
-        node_id if isinstance(node_id, str) else None,
+        next((node for node, state in states.items() if state == SELF), None),
+        states,
     )
 
 
@@ -116,10 +123,9 @@ def read_states(document: Mapping[str, Any]) -> dict[str, str]:
     rows = document.get("nodes")
     found: dict[str, str] = {}
     for one in rows if isinstance(rows, list) else ():
-        if isinstance(one, dict):
-            node, state = one.get("node_id", one.get("id")), one.get("state")
-            if isinstance(node, str) and isinstance(state, str) and state.isprintable():
-                found[node] = state[:32]
+        node, state = (one.get("node_id"), one.get("state")) if isinstance(one, dict) else (0, 0)
+        if isinstance(node, str) and isinstance(state, str) and state.isprintable():
+            found[node] = "refused" if one.get("refused") else state[:32]
     return found
 
 
@@ -139,22 +145,23 @@ class LocalPublisher:
 
     def fetch(self) -> Fetched:
         """Return all that the node holds."""
-        from appliance.api.client import ApiError
+        return read_dump(self.document(), self.where)
 
-        fetched = read_dump(self._call("GET", "/v1/ledger-dump"), self.where)
-        # Good to know, and not needed: a node that is not there yet has no members to show.
-        try:
-            states = read_states(self._call("GET", "/v1/nodes"))
-        except (ApiError, PublishError):
-            states = {}
-        return Fetched(fetched.network_id, fetched.records, fetched.now_ms, fetched.node_id, states)
+    def document(self) -> dict[str, Any]:
+        """Return what `read_dump` reads."""
+        dump = self._call("GET", "/v1/ledger-dump")
+        # Good to know, and not needed.
+        with contextlib.suppress(PublishError):
+            dump["nodes"] = self._call("GET", "/v1/nodes").get("nodes")
+        return dump
 
     def publish(self, records: Sequence[bytes]) -> tuple[Result, ...]:
         """Hand over one batch."""
-        import msgspec
+        return read_results(self.hand_over(request_of(records)), self.where)
 
-        body = msgspec.json.encode(request_of(records))
-        return read_results(self._call("POST", "/v1/ledger-publish", body), self.where)
+    def hand_over(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the node answers to a request as `request_of` makes it."""
+        return self._call("POST", "/v1/ledger-publish", json.dumps(request).encode())
 
     def _call(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
         from appliance.api.client import ApiError, call

@@ -1,4 +1,4 @@
-"""Through ssh: ``skerry ledger dump`` and ``skerry ledger publish`` on a node, by standard streams.
+"""Through ssh: ``skerry ledger fetch`` and ``publish`` on a node, by standard streams.
 
 The operator's own ssh program does it, with its keys, known hosts and questions; nothing but these
 two commands runs there.
@@ -21,7 +21,7 @@ _TARGET = re.compile(
     r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]))(?::([0-9]{1,5}))?/?",
     re.ASCII,
 )
-_DUMP = ("skerry", "ledger", "dump", "--json")
+_FETCH = ("skerry", "ledger", "fetch")
 _PUBLISH = ("skerry", "ledger", "publish", "-")
 
 
@@ -54,7 +54,7 @@ class SshPublisher:
 
     def fetch(self) -> Fetched:
         """Return all that the node holds."""
-        return read_dump(self._run(_DUMP), self.where)
+        return read_dump(self._run(_FETCH), self.where)
 
     def publish(self, records: Sequence[bytes]) -> tuple[Result, ...]:
         """Hand over one batch."""
