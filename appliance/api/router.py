@@ -42,6 +42,7 @@ class Route:
     """One operation: its handler and what there is to say of it.
 
     ``query``: only these are taken; None: whatever comes is handed to the handler, undescribed.
+    ``private``: for root and the supervisor's own user, not for its group.
     ``answer`` is the JSON Schema of a 200; ``refusals`` say when it is another status.
     """
 
@@ -54,6 +55,7 @@ class Route:
     events: bool = False
     refusals: Mapping[HTTPStatus, str] = field(default_factory=dict)
     body_limit: int = BODY_LIMIT
+    private: bool = False
 
 
 # What a table of routes holds; a bare handler is a route that nobody has described.

@@ -146,8 +146,8 @@ class ApiServer:
         self, reader: asyncio.StreamReader, connection: socket.socket
     ) -> bytes | Streamed:
         try:
-            self._check(connection)
-            answer = await self._handle(reader)
+            peer = self._check(connection)
+            answer = await self._handle(reader, peer)
             if isinstance(answer, Streamed):
                 return answer
             status, body = answer
@@ -184,7 +184,7 @@ class ApiServer:
         finally:
             self._streams -= answer.lasting
 
-    def _check(self, connection: socket.socket) -> None:
+    def _check(self, connection: socket.socket) -> Peer:
         if len(self._tasks) > CONNECTIONS:
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once")
         peer = peer_of(connection)
@@ -199,14 +199,21 @@ class ApiServer:
                 "only root and members of the group skerry may ask the supervisor",
                 "Use sudo, or join the group: usermod -aG skerry USER",
             )
+        return peer
 
-    async def _handle(self, reader: asyncio.StreamReader) -> Answer:
+    async def _handle(self, reader: asyncio.StreamReader, peer: Peer) -> Answer:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             head = b" " * (HEAD_LIMIT + 1)
         request, length = parse_head(head)
         route, request = self._router.find(request)
+        if route.private and peer.uid not in (0, self._own_uid):
+            raise HttpError(
+                HTTPStatus.FORBIDDEN,
+                f"{request.method} {request.path[:80]} is for root and the supervisor's own user",
+                "Use sudo.",
+            )
         if length > route.body_limit:
             raise HttpError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

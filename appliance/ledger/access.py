@@ -22,8 +22,9 @@ from appliance.ledger.writer import Written
 from provisioning.keys import id_text
 from provisioning.names import is_name
 
-# What people and programs write; the other buckets are the nodes' own or the root key's.
-OPEN = frozenset({"service", "cluster", "secret", "shared", "lease"})
+# What people and programs write; the other buckets are the nodes' own or the root key's. Secrets
+# have a way of their own (`vault`): a bare write there would take the place of a sealed value.
+OPEN = frozenset({"service", "cluster", "shared", "lease"})
 UNSTORED_MAX = 1024
 
 

@@ -23,7 +23,9 @@ from appliance.ledger.secrets import (
     ADOPTED_MAX,
     GENERATION_MAX,
     SECRET,
+    AbsentError,
     Boxed,
+    RoleError,
     Secret,
     SecretError,
     Shelf,
@@ -122,10 +124,10 @@ class Keeper:
     # Asked by people and programs
 
     def get(self, name: str) -> Secret:
-        """Return a secret that this node holds. Raises SecretError."""
+        """Return a secret that this node holds. Raises AbsentError."""
         found = self._held.get(check_name(name))
         if found is None:
-            raise SecretError(
+            raise AbsentError(
                 f"this node does not hold the secret {name}",
                 hint="`skerry secret ls` shows which there are and for which roles; one that was "
                 "put just now may take a few seconds",
@@ -184,7 +186,7 @@ class Keeper:
         self._check_writer(name)
         shelf = read_shelves(self._replica, now_ms).get(name, Shelf())
         if shelf.version is None or shelf.version.removed:
-            raise SecretError(
+            raise AbsentError(
                 f"there is no secret {name}", hint="`skerry secret ls` shows which there are"
             )
         generation = min(self._last_generation(name, shelf) + 1, GENERATION_MAX)
@@ -412,7 +414,7 @@ class Keeper:
         own = self._replica.directory.member(self._own)
         if own is None or not may_write(own):
             roles = ", ".join(sorted(own.roles)) if own is not None else "none: it is no member"
-            raise SecretError(
+            raise RoleError(
                 f"{name} was not written: secrets are written by members whose grant has the role "
                 f"server or auto; this node's roles: {roles}",
                 hint="run the command on a server",

@@ -55,6 +55,14 @@ class SecretError(LedgerError):
     """A secret that cannot be written or read; the message never holds its value."""
 
 
+class AbsentError(SecretError):
+    """There is no such secret, or none that this node can read."""
+
+
+class RoleError(SecretError):
+    """This node's grant does not let it write secrets."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
     """One value of a secret, told apart without the value; the highest counts.

@@ -14,14 +14,7 @@ from hypothesis import strategies as st
 
 from appliance.ledger import keeper
 from appliance.ledger.entry import Entry
-from appliance.ledger.keeper import (
-    GRACE_SECONDS,
-    WRITES_BURST,
-    WRITES_PER_SECOND,
-    Info,
-    Keeper,
-    Write,
-)
+from appliance.ledger.keeper import Info, Keeper, Write
 from appliance.ledger.rules import BUCKETS
 from appliance.ledger.secrets import (
     GENERATION_MAX,
@@ -434,27 +427,36 @@ def test_a_number_that_nobody_reaches_ends_with_the_one_who_left_it() -> None:
     assert world.info().generation == 1
 
 
-def test_new_versions_without_end_make_others_write_at_a_bounded_rate() -> None:
-    world = World(SERVERS)
-    victim = world.places[1]
-    written = 0
-    for number in range(2, 60):
-        lure = make(NETWORK, "k3s", b"x", ["agent"], number, NOW)
-        bad_notice(world, 3, lure.version)
-        prey = victim.replica.directory.member(victim.node.node_id)
-        assert prey is not None
-        box = Write(box_key("k3s", prey.node_id), seal(NETWORK, lure, prey))
-        world.perform(world.places[3], [box])
-        while world.flying:
-            place, entry = world.flying.pop()
-            if place is victim:
-                place.replica.apply(entry, NOW)
-        for _ in range(3):
-            world.mono += GRACE_SECONDS + 4.0
-            writes = victim.keeper.look(victim.replica.directory, NOW, world.mono)
-            written += len(writes)
-            world.perform(victim, writes)
-    assert 0 < written <= WRITES_BURST + WRITES_PER_SECOND * world.mono
+def test_others_make_a_node_write_at_a_bounded_rate_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "WRITES_BURST", 2.0)
+    monkeypatch.setattr(keeper, "WRITES_PER_SECOND", 1.0)
+    world = World(SERVERS[:1])
+    for number in range(8):
+        world.put(1, b"one", name=f"s{number}")
+    world.join(LATE)
+    begun = world.mono
+    assert world.settle() == 8
+    assert world.mono - begun >= 6
+    assert world.places[6].value("s7") == b"one"
+
+
+def test_nobody_passes_a_secret_on_before_it_knows_whom_an_epoch_leaves_behind() -> None:
+    world = World(START)
+    world.put(1, b"one")
+    world.settle()
+    entries = epoch_entries(1, LATE, SERVERS, start=1)
+    for place in world.places.values():
+        for one in entries[1:]:
+            place.replica.apply(one, NOW)
+    late = world.join(LATE)
+    # Its certificate is known, its revocation is not: but that there is one is.
+    assert world.settle() == 0
+    assert late.value() is None
+    world.publish(entries[0])
+    world.join(node(7, roles=("server",), by=1))
+    world.settle()
+    assert world.values()[7] == b"one"
+    assert not world.info().exposed
 
 
 # Anything, in any order
