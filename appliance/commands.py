@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from appliance import clock_commands
 from appliance.ledger import commands as ledger_commands
 from appliance.ledger import secret_commands
 from appliance.names import commands as names_commands
@@ -46,6 +47,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ledger_commands.register(subparsers, _add_socket)
     secret_commands.register(subparsers, _add_socket)
     names_commands.register(subparsers)
+    clock_commands.register(subparsers)
 
 
 def _add_socket(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ EXPOSURE = {
     "skerry-slot.service": 1.0,
     "skerry-mark-good.service": 1.0,
     "skerry-trial-failed.service": 1.5,
+    "skerry-clock.service": 1.2,
     "skerry-names.service": 1.5,
     "skerry-hostname.service": 1.5,
 }
