@@ -51,6 +51,8 @@ from provisioning.membership import CertificateError
 
 # How often a member that speaks in an older epoch is reported.
 BEHIND_SECONDS = 3.0
+# Who was accepted has this long to answer inside the tunnel, before it is greeted again.
+SETTLED_SECONDS = 3.0
 ASKED_FOR_TIME_MAX = 32
 
 
@@ -407,7 +409,7 @@ class Core:
         peer.locate(one.source, tuple(place for place in listed if self._usable(place)))
         self._places_changed = True
         self._greeter.leads.bind(one.source, member.node_id)
-        self._greeter.follow(peer, now)
+        self._greeter.follow(peer, now, SETTLED_SECONDS)
         if new:
             message = f"{member.name} is a member"
             actions.append(peer_log(logging.INFO, message, peer, "accepted"))

@@ -67,9 +67,11 @@ class Greeter:
         peer.greeted = now.mono
         return self.greet([peer], now)
 
-    def follow(self, peer: Peer, now: Now) -> None:
-        """Keep what leads to a peer as a lead."""
-        self.leads.set(f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono, peer.node_id)
+    def follow(self, peer: Peer, now: Now, wait: float = 0.0) -> None:
+        """Keep what leads to a peer as a lead, to be tried after ``wait`` if it is not up then."""
+        self.leads.set(
+            f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono + wait, peer.node_id
+        )
 
     def forget(self, peer: Peer, now: Now) -> None:
         """Look seldom for a node that is no peer any more."""

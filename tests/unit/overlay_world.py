@@ -10,8 +10,11 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
+from appliance.ledger.timekeeper import Reading
 from appliance.overlay import addresses, events
+from appliance.overlay.admission import Admits
 from appliance.overlay.clock import Now
 from appliance.overlay.core import Core, CoreConfig
 from appliance.overlay.endpoint import Endpoint
@@ -27,6 +30,7 @@ from provisioning.network import NetworkInfo
 from provisioning.settings import Settings
 from provisioning.token import Token, make_token
 
+T = TypeVar("T")
 UNIX = 1_795_000_000.0
 PORT = 51820
 ROOT_SEED = b"\x01" * 32
@@ -86,6 +90,10 @@ class Host:
     wireguard: dict[bytes, events.SetPeer] = field(default_factory=dict)
     own: events.SetAddresses | None = None
     logs: list[events.Log] = field(default_factory=list)
+    # What the core tells its owner, and what else it wants done.
+    told: list[Action] = field(default_factory=list)
+    admits: Admits | None = None
+    reading: Callable[[float], Reading] | None = None
     actions: int = 0
     alive: bool = True
 
@@ -135,8 +143,16 @@ class World:
     def moment(self) -> Now:
         return Now(self.now, UNIX + self.now)
 
-    def add(self, identity: Identity, *, store: dict[str, bytes] | None = None) -> Host:
+    def add(
+        self,
+        identity: Identity,
+        *,
+        store: dict[str, bytes] | None = None,
+        admits: Admits | None = None,
+        reading: Callable[[float], Reading] | None = None,
+    ) -> Host:
         host = Host(None, f"192.168.1.{10 + len(self.hosts)}", dict(store or {}))  # type: ignore[arg-type]
+        host.admits, host.reading = admits, reading
         self._boot(host, identity)
         self.hosts.append(host)
         return host
@@ -164,6 +180,8 @@ class World:
             Sealer(Seed(network.otp_seed, network.epoch), random=self.random.randbytes),
             random=self.random.randbytes,
             remembered=host.store,
+            admits=host.admits,
+            reading=host.reading,
         )
         stats = events.TunnelStats({})
         self._perform(host, host.core.start(stats, self.moment()))
@@ -177,6 +195,10 @@ class World:
     def feed(self, host: Host, event: events.Event) -> None:
         if host.alive:
             self._perform(host, host.core.handle(event, self.moment()))
+
+    def do(self, host: Host, actions: list[Action]) -> None:
+        """Perform what a call of the core's returned."""
+        self._perform(host, actions)
 
     def run(self, seconds: float, *, until: Callable[[], bool] | None = None) -> bool:
         """Let time pass; True as soon as the condition holds."""
@@ -211,22 +233,41 @@ class World:
                     self.deliver(source, destination, data)
                 case events.SendInside(data, destination):
                     self._inside(host, data, destination)
-                case events.SetPeer():
-                    for key, other in host.wireguard.items():
-                        # The last writer takes a prefix, as in WireGuard.
-                        kept = tuple(one for one in other.allowed if one not in action.allowed)
-                        host.wireguard[key] = events.SetPeer(key, other.endpoint, kept)
-                    host.wireguard[action.key] = action
-                case events.KeepOnlyPeers(keys):
-                    host.wireguard = {k: v for k, v in host.wireguard.items() if k in keys}
-                case events.SetAddresses():
-                    host.own = action
+                case events.Broadcast(data):
+                    for other in self.hosts:
+                        if other is not host:
+                            place = Endpoint(other.address, PORT)
+                            self.deliver(Endpoint(host.address, PORT), place, data)
                 case events.Remember(key, None):
                     host.store.pop(key, None)
                 case events.Remember(key, value) if value is not None:
                     host.store[key] = value
                 case events.Log():
                     host.logs.append(action)
+                case _:
+                    self._perform_on_tunnel(host, action)
+
+    @staticmethod
+    def _perform_on_tunnel(host: Host, action: Action) -> None:
+        match action:
+            case events.SetPeer():
+                for key, other in host.wireguard.items():
+                    # The last writer takes a prefix, as in WireGuard.
+                    kept = tuple(one for one in other.allowed if one not in action.allowed)
+                    host.wireguard[key] = events.SetPeer(key, other.endpoint, kept)
+                host.wireguard[action.key] = action
+            case events.RemovePeer(key):
+                host.wireguard.pop(key, None)
+            case events.KeepOnlyPeers(keys):
+                host.wireguard = {k: v for k, v in host.wireguard.items() if k in keys}
+            case events.SetAddresses():
+                host.own = action
+            case _:
+                host.told.append(action)
+
+    def said(self, host: Host, kind: type[T]) -> list[T]:
+        """Return what the core told its owner."""
+        return [one for one in host.told if isinstance(one, kind)]
 
     def deliver(self, source: Endpoint, destination: Endpoint, data: bytes) -> None:
         for wait in self.fate(self.random):
@@ -234,7 +275,8 @@ class World:
 
     def _arrive(self, source: Endpoint, destination: Endpoint, data: bytes) -> None:
         for host in self.hosts:
-            if host.address == destination.host and destination.port == PORT:
+            here = host.address == destination.host and destination.port == PORT
+            if here and host.core.guard.admits(source.host, self.now):
                 self.feed(host, events.DatagramReceived(data, source))
 
     def _inside(self, host: Host, data: bytes, destination: str) -> None:
