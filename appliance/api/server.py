@@ -218,6 +218,7 @@ class ApiServer:
             raise HttpError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the request has {length} bytes, {request.path[:80]} takes {route.body_limit}",
+                "Send less at once, or leave it elsewhere and say where.",
             )
         if length:
             request = replace(request, body=await reader.readexactly(length))
