@@ -1,4 +1,4 @@
-"""``skerry status | provision | health | ledger | secret | supervisor run``."""
+"""``skerry status | provision | health | ledger | secret | route | supervisor run``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from appliance import clock_commands
+from appliance.api import route_commands
 from appliance.ledger import commands as ledger_commands
 from appliance.ledger import secret_commands
 from appliance.names import commands as names_commands
@@ -46,6 +47,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_supervisor(subparsers)
     ledger_commands.register(subparsers, _add_socket)
     secret_commands.register(subparsers, _add_socket)
+    route_commands.register(subparsers, _add_socket)
     names_commands.register(subparsers)
     clock_commands.register(subparsers)
 
