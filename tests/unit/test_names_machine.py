@@ -321,11 +321,6 @@ def test_the_files_that_root_waits_for_are_those_that_the_supervisor_writes() ->
     assert condition.splitlines()[0] == f"/run/skerry/{link.FILE_NAME}"
 
 
-def test_known_names_outlast_a_restart_of_the_supervisor() -> None:
-    text = (UNITS.parent / "resolved.conf.d/10-skerry.conf").read_text()
-    assert "StaleRetentionSec=2min" in text
-
-
 def test_no_network_names_the_machine_or_draws_names_to_itself() -> None:
     text = (UNITS.parent / "network/20-uplink.network").read_text()
     assert text.count("UseHostname=no") == 2

@@ -172,6 +172,91 @@ def test_a_killed_supervisor_drops_no_packet(nodes: tuple[Machine, Machine]) -> 
     assert all(pid and pid not in before for pid in after)
 
 
+LOOK_UP = """
+import json, socket, sys, time
+begun = time.monotonic()
+try:
+    if sys.argv[1][0].isdigit():
+        found = [socket.getnameinfo((sys.argv[1], 0), socket.NI_NAMEREQD)[0]]
+    else:
+        answers = socket.getaddrinfo(sys.argv[1], 80, type=socket.SOCK_STREAM)
+        found = sorted(one[4][0] for one in answers)
+except OSError as error:
+    found = [error.strerror]
+print(json.dumps([found, time.monotonic() - begun]))
+"""
+
+
+def look_up(machine: Machine, name: str) -> tuple[list[str], float]:
+    """Return what a program on the machine finds under a name or address, and in how long."""
+    shown = machine.run(["python3", "-c", LOOK_UP, name], check=True, timeout=120)
+    found, seconds = json.loads(shown.stdout)
+    return found, seconds
+
+
+def full_name(machine: Machine) -> str:
+    return f"{demo.node_status(machine)['name']}.skerry.internal"
+
+
+@pytest.fixture
+def dead_dns(node1: Machine) -> Iterator[Machine]:
+    """A node whose uplink's name server, which is to be asked about everything, never answers."""
+    node1.run(
+        "ip link add dead0 type dummy && ip address add 192.0.2.1/24 dev dead0 && "
+        "ip link set dead0 up && resolvectl dns dead0 192.0.2.9 && resolvectl domain dead0 '~.' && "
+        "resolvectl default-route dead0 yes && resolvectl flush-caches",
+        check=True,
+    )
+    yield node1
+    node1.run("ip link delete dead0", check=True)
+
+
+def test_members_have_names_while_dns_is_down(
+    dead_dns: Machine, nodes: tuple[Machine, Machine]
+) -> None:
+    there = demo.node_status(nodes[1])
+    found, seconds = look_up(dead_dns, f"{there['name']}.skerry.internal")
+    assert found == sorted(there["overlay"]["addresses"])
+    assert seconds < 5
+    # Its own server, and no other, was asked: the other one keeps its askers waiting.
+    assert look_up(dead_dns, "nobody.skerry.internal")[1] < 5
+    back, seconds = look_up(dead_dns, overlay_ipv4(there))
+    assert back == [f"{there['name']}.skerry.internal"]
+    assert seconds < 5
+
+
+def test_names_are_found_without_any_other_server(nodes: tuple[Machine, Machine]) -> None:
+    for here, there in (nodes, nodes[::-1]):
+        found, _ = look_up(here, full_name(there))
+        assert found == sorted(demo.node_status(there)["overlay"]["addresses"])
+        own, _ = look_up(here, full_name(here))
+        assert own == sorted(demo.node_status(here)["overlay"]["addresses"])
+
+
+def test_the_machine_is_called_as_the_node(node: Machine) -> None:
+    name = demo.node_status(node)["name"]
+    node.wait_for(f'[ "$(hostname)" = {name} ]', timeout=60)
+    mine, _ = look_up(node, name)
+    assert overlay_ipv4(demo.node_status(node)) in mine
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        "systemctl restart systemd-resolved",
+        "systemctl kill --signal=KILL systemd-resolved",
+        "ip link delete skerry0",
+    ],
+)
+def test_systemd_resolved_is_told_again(nodes: tuple[Machine, Machine], disturb: str) -> None:
+    here, there = nodes
+    here.run("rm -f /run/systemd/resolve/netif/*", check=True)  # what it would remember by itself
+    here.run(disturb, check=True)
+    here.wait_for("resolvectl domain skerry0 | grep -q '~skerry.internal'", timeout=120)
+    here.wait_for(f"getent hosts {full_name(there)}", timeout=120)
+    wait_ready(list(nodes), peers=1)
+
+
 def test_the_identity_is_for_the_supervisor_alone(node1: Machine) -> None:
     shown = node1.run("stat -c '%a %U %n' /data/skerry /data/skerry/identity/*", check=True).stdout
     assert shown.splitlines() == [
