@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from skerry.console import table
+from skerry.console import format_size, table
 
 Document = Mapping[str, Any]
 _PEERS = ("MEMBER", "ADDRESS", "PATH", "RTT", "HANDSHAKE", "STATE")
 _REFUSALS = ("REFUSED", "FROM", "TIMES", "LAST")
+_TOLD = ("REFUSED BY", "CAUSE", "LAST", "ITS WORDS")
 
 
 def render(document: Document) -> str:
@@ -30,6 +31,8 @@ def render(document: Document) -> str:
         parts.append(_peers(overlay.get("peers") or ()))
         if refusals := overlay.get("refusals"):
             parts.append(_refusals(refusals))
+    if told := document.get("told"):
+        parts.append(_told(told))
     return "\n\n".join(parts)
 
 
@@ -62,8 +65,22 @@ def _head(document: Document) -> str:
                 f"UDP port {overlay.get('listen_port')}",
             )
         )
+    if ledger := document.get("ledger"):
+        rows.append(("ledger", _ledger(ledger)))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _ledger(ledger: Document) -> str:
+    members = ledger.get("members")
+    said = [
+        f"{ledger.get('entries')} entries, {format_size(ledger.get('bytes') or 0)}",
+        f"epoch {ledger.get('epoch')}",
+        f"clock {ledger.get('clock')}",
+    ]
+    if members is not None:
+        said.append(f"{ledger.get('contacts')} of {max(members - 1, 0)} members within reach")
+    return ", ".join(said)
 
 
 def _problems(entries: Iterable[Document], mark: str) -> list[str]:
@@ -110,6 +127,20 @@ def _refusals(refusals: Iterable[Document]) -> str:
         for one in refusals
     ]
     return table(_REFUSALS, rows)
+
+
+def _told(entries: Iterable[Document]) -> str:
+    rows = [
+        (
+            str(one.get("who") or one.get("node_id")),
+            str(one.get("cause")),
+            f"{age(one.get('age_s'))} ago",
+            # Another member's words go to a terminal here.
+            "".join(sign if sign.isprintable() else "?" for sign in str(one.get("detail"))),
+        )
+        for one in entries
+    ]
+    return table(_TOLD, rows)
 
 
 def age(seconds: float | None) -> str:

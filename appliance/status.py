@@ -5,6 +5,7 @@ Fields are only ever added; names carry their unit (``_s``, ``_ms``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from appliance.problem import Problem
 from provisioning.keys import id_text
 
 if TYPE_CHECKING:
+    from appliance.control.actions import Told as ToldBy
+    from appliance.control.views import LedgerView
     from appliance.overlay.service import OverlayStatus
 
 
@@ -38,6 +41,17 @@ class Refusal:
     detail: str
     who: str
     count: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A member that does not let this node in, and why, in its own words."""
+
+    cause: str
+    detail: str
+    who: str
+    node_id: str
     age_s: float
 
 
@@ -81,6 +95,8 @@ class Status:
     overlay: OverlayView | None = None
     refused_tokens: tuple[RefusedToken, ...] = ()
     api: int = 1
+    ledger: LedgerView | None = None
+    told: tuple[Told, ...] = ()
 
 
 def overlay_view(snapshot: OverlayStatus, *, now: float) -> OverlayView:
@@ -113,4 +129,18 @@ def overlay_view(snapshot: OverlayStatus, *, now: float) -> OverlayView:
             )
             for one in snapshot.refusals
         ),
+    )
+
+
+def told_view(told: Iterable[ToldBy], *, now: float) -> tuple[Told, ...]:
+    """Return what members told this node, the latest first; ``now`` is Unix seconds."""
+    return tuple(
+        Told(
+            cause=one.cause,
+            detail=one.detail,
+            who=one.name,
+            node_id=id_text(one.node_id),
+            age_s=round(max(now - one.at, 0), 1),
+        )
+        for one in sorted(told, key=lambda one: one.at, reverse=True)
     )

@@ -12,12 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance import commands, machine, people, screen
+from appliance.control.actions import Told as ToldBy
+from appliance.control.views import LedgerView
 from appliance.machine import Release
 from appliance.overlay import refusals as overlay_refusals
 from appliance.overlay.service import OverlayStatus, PeerStatus
 from appliance.people import Console, headline, issue_text, lines_of
 from appliance.problem import Problem
-from appliance.status import OverlayView, Peer, Refusal, RefusedToken, Status, overlay_view
+from appliance.status import (
+    OverlayView,
+    Peer,
+    Refusal,
+    RefusedToken,
+    Status,
+    overlay_view,
+    told_view,
+)
 from skerry.__main__ import main
 
 CLOCK = Problem("clock", "the clock says 1970-01-01 00:00 UTC", "Give it a network with time.")
@@ -53,6 +63,35 @@ READY = replace(
         (Refusal("expired", "its grant has expired", "10.0.2.9:51820", 3, 75.0),),
     ),
 )
+
+
+def test_what_is_said_of_the_ledger_and_of_those_who_refuse_this_node() -> None:
+    told = [
+        ToldBy(bytes(16), "node-9", "revoked", "the node\x1b[2J was revoked", 1000.0),
+        ToldBy(bytes([1] * 16), "node-8", "grant-used-up", "its grant is used up", 1090.0),
+    ]
+    status = replace(
+        READY,
+        ledger=LedgerView(123, 46_285, 6, 3, 2, "synced"),
+        told=told_view(told, now=1100.0),
+    )
+    lines = drawn(status).splitlines()
+    line = "ledger     123 entries, 45.2 KiB, epoch 2, clock synced, 3 of 5 members within reach"
+    assert line in lines
+    assert lines[-3:] == [
+        "REFUSED BY  CAUSE          LAST        ITS WORDS",
+        "node-8      grant-used-up  10s ago     its grant is used up",
+        "node-9      revoked        1m 40s ago  the node?[2J was revoked",
+    ]
+    document = json.loads(msgspec.json.encode(status))
+    assert document["told"][1] == {
+        "cause": "revoked",
+        "detail": "the node\x1b[2J was revoked",
+        "who": "node-9",
+        "node_id": "a" * 26,
+        "age_s": 100.0,
+    }
+    assert document["ledger"]["clock"] == "synced"
 
 
 def drawn(status: Status) -> str:
