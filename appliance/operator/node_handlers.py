@@ -64,8 +64,9 @@ def node_rename(arguments: argparse.Namespace) -> int:
     """Name a node."""
 
     def intent(desk: Desk, member: Member) -> str:
+        before = _called(desk, member)
         desk.rename(member, arguments.name)
-        return f"{_called(member)} is to be called {arguments.name}"
+        return f"{before} is called {arguments.name}"
 
     return _about_node(arguments, intent)
 
@@ -80,7 +81,7 @@ def node_label(arguments: argparse.Namespace) -> int:
             f"without {key}" if value is None else f"{key}={value}"
             for key, value in changes.items()
         )
-        return f"{_called(member)} is labelled {words}"
+        return f"{_called(desk, member)} is labelled {words}"
 
     return _about_node(arguments, intent)
 
@@ -99,7 +100,7 @@ def node_address(arguments: argparse.Namespace) -> int:
     def intent(desk: Desk, member: Member) -> str:
         desk.fix_address(member, address)
         what = "finds its address itself" if address is None else f"has the address {address}"
-        return f"{_called(member)} {what}"
+        return f"{_called(desk, member)} {what}"
 
     return _about_node(arguments, intent)
 
@@ -162,8 +163,8 @@ def _about_node(arguments: argparse.Namespace, intent: Callable[[Desk, Member], 
     return finish(arguments, words, report, {"node_id": member.id_text})
 
 
-def _called(member: Member) -> str:
-    return f"{member.name} ({member.id_text})"
+def _called(desk: Desk, member: Member) -> str:
+    return f"{names_of(desk.replica, desk.now_ms)[member.node_id]} ({member.id_text})"
 
 
 def _reason(reason: str, name: str) -> str:

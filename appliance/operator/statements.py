@@ -207,8 +207,8 @@ class Desk:
             grant = one.grant_id, one.grant_count
             if grant not in within:
                 within[grant] = claims.admitted(view, *grant)
-            stands = one.grant_id not in closed and one.node_id in within[grant]
-            if stands or one.node_id in for_good:
+            new = one.grant_id in closed and one.node_id not in for_good
+            if one.node_id in within[grant] and not new:
                 found.append(one)
         return found
 
