@@ -49,6 +49,7 @@ from provisioning.identity import Identity
 from provisioning.keys import id_text
 from provisioning.membership import CertificateError
 
+Actions = list[events.Action]
 # How often a member that speaks in an older epoch is reported.
 BEHIND_SECONDS = 3.0
 # Who was accepted has this long to answer inside the tunnel, before it is greeted again.
@@ -135,12 +136,12 @@ class Core:
 
     # In and out
 
-    def start(self, adopted: events.TunnelStats, now: Now) -> list[events.Action]:
+    def start(self, adopted: events.TunnelStats, now: Now) -> Actions:
         """Return what brings the interface and the remembered peers up.
 
         ``adopted``: what an earlier run left; its peers are where they are, not where they were.
         """
-        actions: list[events.Action] = []
+        actions: Actions = []
         self._started = True
         for peer in tuple(self.peers.values()):
             if denied := self._door.denies(peer.member, now):
@@ -156,14 +157,14 @@ class Core:
         self._outcomes(self._greeter.due(now), now, actions)
         return actions
 
-    def tunnel(self) -> list[events.Action]:
+    def tunnel(self) -> Actions:
         """Return what fills a tunnel that had to be made again."""
         addresses_now = events.SetAddresses(self.claims.ipv4, self.claims.ipv6)
         return [addresses_now, *self._upkeep.set(list(self.peers.values()))]
 
-    def handle(self, event: events.Event, now: Now) -> list[events.Action]:
+    def handle(self, event: events.Event, now: Now) -> Actions:
         """Return what follows from an event; whatever is due by now is done as well."""
-        actions: list[events.Action] = []
+        actions: Actions = []
         match event:
             case events.DatagramReceived(data, source):
                 self._datagram(data, source, now, actions)
@@ -195,7 +196,7 @@ class Core:
             peer.node_id for peer in self.peers.values() if self._courier.reaches(peer)
         )
 
-    def carry(self, node_id: bytes, data: bytes, now: Now) -> list[events.Action]:
+    def carry(self, node_id: bytes, data: bytes, now: Now) -> Actions:
         """Return what brings a ledger message (up to `wire.CARRIED_MAX` bytes) to a member.
 
         Nothing if there is no way to it: it is no contact.
@@ -203,12 +204,12 @@ class Core:
         peer = self.peers.get(node_id)
         return self._courier.send(wire.Kind.GOSSIP, peer, data, now) if peer else []
 
-    def catch_up(self, node_id: bytes, data: bytes, now: Now) -> list[events.Action]:
+    def catch_up(self, node_id: bytes, data: bytes, now: Now) -> Actions:
         """Return what brings up to 8 KiB to a member that may lack the current secret."""
         peer = self.peers.get(node_id)
         return self._courier.send(wire.Kind.CATCH_UP, peer, data, now) if peer else []
 
-    def expel(self, node_id: bytes, cause: str, detail: str, now: Now) -> list[events.Action]:
+    def expel(self, node_id: bytes, cause: str, detail: str, now: Now) -> Actions:
         """Return what throws a member out at once. Whether it may come back, ``admits`` says."""
         peer = self.peers.pop(node_id, None)
         self._courier.sessions.forget(node_id)
@@ -231,13 +232,13 @@ class Core:
         own: ipaddress.IPv4Address | None,
         others: Mapping[bytes, ipaddress.IPv4Address],
         now: Now,
-    ) -> list[events.Action]:
+    ) -> Actions:
         """Decide the overlay's IPv4 addresses; what handshakes claim counts no more."""
         before = self.claims
         self.claims = Assigned(before.ipv6, self.peers, own, dict(others))
         if not self._started:
             return []
-        actions: list[events.Action] = []
+        actions: Actions = []
         if before.ipv4 != own:
             actions += self.claims.begin()
         self._set_peers(actions)
@@ -261,7 +262,7 @@ class Core:
         self._epochs_changed = True
         self._greeter.begin_epoch()
 
-    def ask_time(self, now: Now) -> list[events.Action]:
+    def ask_time(self, now: Now) -> Actions:
         """Return what asks everybody within reach for the time."""
         data = self._post.timeless(self._time.ask(now.mono), self.keyring.current)
         places = [peer.endpoint for peer in self.peers.values() if peer.endpoint]
@@ -271,9 +272,9 @@ class Core:
             *(events.Send(data, one) for one in targets[:ASKED_FOR_TIME_MAX]),
         ]
 
-    def doubt(self, node_id: bytes, now: Now) -> list[events.Action]:
+    def doubt(self, node_id: bytes, now: Now) -> Actions:
         """Probe a member that somebody suspects."""
-        actions: list[events.Action] = []
+        actions: Actions = []
         if (peer := self.peers.get(node_id)) is not None and peer.up:
             self._watch.doubt(peer, now)
             self._due(now, actions)
@@ -281,9 +282,7 @@ class Core:
 
     # Datagrams
 
-    def _datagram(
-        self, data: bytes, source: Endpoint, now: Now, actions: list[events.Action]
-    ) -> None:
+    def _datagram(self, data: bytes, source: Endpoint, now: Now, actions: Actions) -> None:
         try:
             got = self._inbox.outside(data, source, now)
             match got:
@@ -296,16 +295,14 @@ class Core:
         except (WireError, CertificateError) as error:
             self._refuse(cause_of(error), str(error), source, now, actions)
 
-    def _inside(self, data: bytes, source: str, now: Now, actions: list[events.Action]) -> None:
+    def _inside(self, data: bytes, source: str, now: Now, actions: Actions) -> None:
         try:
             if (got := self._inbox.inside(data, source, now)) is not None:
                 self._proven(got, None, now, actions)
         except WireError as error:
             self._refuse(error.cause, str(error), Endpoint(source, 1), now, actions)
 
-    def _letter(
-        self, letter: Letter, source: Endpoint, now: Now, actions: list[events.Action]
-    ) -> None:
+    def _letter(self, letter: Letter, source: Endpoint, now: Now, actions: Actions) -> None:
         match letter.payload:
             case wire.TimeAsk() as ask:
                 if answer := self._time.answer(ask, source, now.mono):
@@ -320,9 +317,7 @@ class Core:
                 outcomes = self._handshakes.receive(letter.kind, signed, source, now, letter.epoch)
                 self._outcomes(outcomes, now, actions)
 
-    def _proven(
-        self, got: Proven, source: Endpoint | None, now: Now, actions: list[events.Action]
-    ) -> None:
+    def _proven(self, got: Proven, source: Endpoint | None, now: Now, actions: Actions) -> None:
         peer = got.peer
         if source is None or isinstance(got.payload, wire.Carried):
             self._spoke(peer, got.epoch, now, actions)
@@ -340,7 +335,7 @@ class Core:
         said = events.Delivered if got.kind is wire.Kind.GOSSIP else events.CaughtUp
         actions.append(said(peer.node_id, got.payload.data))
 
-    def _spoke(self, peer: Peer, epoch: int, now: Now, actions: list[events.Action]) -> None:
+    def _spoke(self, peer: Peer, epoch: int, now: Now, actions: Actions) -> None:
         """Note that a peer, proven, spoke in an epoch; what came late takes nothing back."""
         peer.epoch = max(peer.epoch, epoch)
         if peer.epoch < self.keyring.current and now.mono >= peer.behind_said + BEHIND_SECONDS:
@@ -349,9 +344,7 @@ class Core:
 
     # Handshakes
 
-    def _outcomes(
-        self, outcomes: Iterable[Outcome], now: Now, actions: list[events.Action]
-    ) -> None:
+    def _outcomes(self, outcomes: Iterable[Outcome], now: Now, actions: Actions) -> None:
         for one in outcomes:
             match one:
                 case Transmit(message, destination, epoch):
@@ -377,7 +370,7 @@ class Core:
                             peer.silent = True
                             self.generation += 1
 
-    def _accept(self, one: Accepted, now: Now, actions: list[events.Action]) -> None:
+    def _accept(self, one: Accepted, now: Now, actions: Actions) -> None:
         member, body = one.member, one.body
         owner = owner_of(member.wg_key, self.identity.member(), self.peers)
         if owner not in {None, member.node_id}:
@@ -422,7 +415,7 @@ class Core:
 
     # Addresses
 
-    def _settle_clash(self, peer: Peer, now: Now, actions: list[events.Action]) -> None:
+    def _settle_clash(self, peer: Peer, now: Now, actions: Actions) -> None:
         """Move away if a member with a lower node id claims our address, and tell everybody."""
         if not self.claims.lost_to(peer):
             return
@@ -431,7 +424,7 @@ class Core:
         actions += self.claims.move()
         self._outcomes(self._greeter.greet(self.peers.values(), now), now, actions)
 
-    def _set_peers(self, actions: list[events.Action], *, also: Peer | None = None) -> None:
+    def _set_peers(self, actions: Actions, *, also: Peer | None = None) -> None:
         """Set the peers whose addresses have changed, and the one that is said."""
         changed = self.claims.allowed()
         if also is not None and also not in changed:
@@ -440,7 +433,7 @@ class Core:
 
     # Time
 
-    def _due(self, now: Now, actions: list[events.Action]) -> None:
+    def _due(self, now: Now, actions: Actions) -> None:
         if self._epochs_changed:
             self._epochs_changed = False
             actions.append(events.EpochsChanged())
@@ -453,6 +446,8 @@ class Core:
             self.generation += 1
             self._greeter.leads.hasten(peer.node_id, now.mono)
         actions += self._upkeep.due(now.mono)
+        if said := self.guard.report(now.mono):
+            actions.append(events.Log(logging.WARNING, said, {"event": "flood"}))
         if self._places_changed:
             self._places_changed = False
             hosts = {peer.endpoint.host for peer in self.peers.values() if peer.endpoint}
@@ -460,7 +455,7 @@ class Core:
 
     # What the edges tell
 
-    def _moved(self, hosts: tuple[str, ...], now: Now, actions: list[events.Action]) -> None:
+    def _moved(self, hosts: tuple[str, ...], now: Now, actions: Actions) -> None:
         first, changed = not self._own, set(hosts) != set(self._own)
         self._own = hosts
         if first or not changed:
@@ -489,12 +484,7 @@ class Core:
         return is_candidate(endpoint.host, own=self._own, refused=self.config.refused)
 
     def _refuse(
-        self,
-        cause: str,
-        detail: str,
-        source: Endpoint,
-        now: Now,
-        actions: list[events.Action],
+        self, cause: str, detail: str, source: Endpoint, now: Now, actions: Actions
     ) -> None:
         if line := self.refusals.note(cause, detail, source, now):
             actions.append(line)

@@ -15,6 +15,7 @@ STRANGER = 50.0, 200.0
 STRANGERS = 250.0, 1000.0
 # Of a member's host; a member's address can be forged, so this has an end as well.
 MEMBER = 2000.0, 4000.0
+REPORT_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -65,6 +66,9 @@ class Guard:
         self.dropped = 0
         self._members: dict[str, Bucket] = {}
         self._strangers = HostBuckets(STRANGER, STRANGERS)
+        self._reported = 0
+        self._report_at = 0.0
+        self._last = ""
 
     def know(self, hosts: Collection[str], now: float) -> None:
         """Say at which hosts members are."""
@@ -78,4 +82,13 @@ class Guard:
         fits = bucket.take(now) if bucket is not None else self._strangers.take(host, now)
         if not fits:
             self.dropped += 1
+            self._last = host
         return fits
+
+    def report(self, now: float) -> str | None:
+        """Say once a minute that datagrams were dropped."""
+        if self.dropped == self._reported or now < self._report_at:
+            return None
+        count, self._reported = self.dropped - self._reported, self.dropped
+        self._report_at = now + REPORT_SECONDS
+        return f"{count} datagrams were not looked at: too many, the last from {self._last}"
