@@ -156,13 +156,19 @@ def _rotated(
 def revoke_grant(arguments: argparse.Namespace) -> int:
     """Put out a grant and all who came in under it."""
 
-    def intent(desk: Desk, _: Sight) -> tuple[str, dict[str, Any]]:
+    def intent(desk: Desk, sight: Sight) -> tuple[str, dict[str, Any]]:
         grant_id = _grant_id(arguments.grant, desk, work.directory)
         names = names_of(desk.replica, desk.now_ms)
         nodes = [one for one in desk.replica.directory if one.grant_id == grant_id]
         out = sorted(names[one.node_id] for one in nodes)
         facts: dict[str, Any] = {"grant_id": id_text(grant_id), "nodes": out}
         already = grant_id in resolve.revoked_grants(desk.replica, desk.now_ms)
+        others = len(nodes) < len(desk.replica.directory)
+        if sight.node_id in {one.id_text for one in nodes} and others and not arguments.yes:
+            raise OperatorError(
+                "this command goes through a node that is to go",
+                hint="go through one that stays, with --via, or say --yes",
+            )
         if not already:
             _confirm(_going(grant_id, out), yes=arguments.yes)
         before = len(desk.made)
