@@ -39,6 +39,11 @@ class SupervisorConfig:
         return self.state_dir / "ledger.db"
 
     @property
+    def time_request(self) -> Path | None:
+        """Where to ask for the machine's clock to be set; only on a node somebody looks there."""
+        return self.run_dir / "time" if self.run_dir == RUN_DIR else None
+
+    @property
     def identity_dir(self) -> Path:
         """Keys and certificate."""
         return self.state_dir / "identity"

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import uvloop
 
-from appliance import journal, people
+from appliance import journal, machine, people
 from appliance.config import SupervisorConfig
+from appliance.edge import OverlayEdge, OverlayFactory
 from appliance.journal import Redactor
 from appliance.notify import Notifier
 from appliance.people import Console
 from appliance.slim import slim_netlink
 from appliance.store import Store
-from appliance.supervisor import OverlayEdge, OverlayFactory, Supervisor
+from appliance.supervisor import Supervisor
 from provisioning.identity import Identity
 from skerry.errors import SkerryError
 
@@ -125,4 +126,6 @@ def _real_overlay(identity: Identity, store: Store, config: SupervisorConfig) ->
             wireguard_go=config.wireguard_go,
         ),
         ledger=config.ledger,
+        time_request=config.time_request,
+        floor=machine.image_epoch(),
     )

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
 
 from appliance import lifecycle, machine
 from appliance.api.http import HttpError, Request
@@ -21,9 +20,12 @@ from appliance.api.ledger import ledger_routes
 from appliance.api.node import node_routes
 from appliance.api.nodes import node_list_routes
 from appliance.api.openapi import described
+from appliance.api.route import route_routes
 from appliance.api.router import Answer, Handler, Route
+from appliance.api.secrets import secret_routes
 from appliance.api.server import ApiServer
 from appliance.config import SupervisorConfig
+from appliance.edge import OverlayEdge, OverlayFactory
 from appliance.journal import Redactor
 from appliance.lifecycle import Lifecycle
 from appliance.names.service import Names, serve_names
@@ -48,11 +50,6 @@ from provisioning.sources import Found
 from provisioning.token import Token
 from skerry.errors import SkerryError
 
-if TYPE_CHECKING:
-    from appliance.control.views import NodeView
-    from appliance.ledger.access import LedgerAccess
-    from appliance.overlay.service import OverlayStatus
-
 log = logging.getLogger(__name__)
 
 QUICK_TICK_SECONDS = 1.0
@@ -60,36 +57,6 @@ TICK_SECONDS = 5.0
 RETRY_TOKEN_SECONDS = 30.0
 STUCK_SECONDS = 60.0
 LEAST_FREE = 8 * 1024 * 1024
-
-
-class OverlayEdge(Protocol):
-    """What the supervisor needs of the overlay (appliance/overlay/service.py)."""
-
-    async def start(self) -> None:
-        """Bring the interface up and begin to look for members."""
-
-    async def stop(self) -> None:
-        """Stop; the tunnel and its peers stay as they are."""
-
-    def snapshot(self) -> OverlayStatus:
-        """Return what is so now, from memory."""
-
-    @property
-    def access(self) -> LedgerAccess | None:
-        """What programs and people may do with the ledger."""
-
-    @property
-    def name(self) -> str:
-        """What this node is called now."""
-
-    def nodes(self) -> Sequence[NodeView]:
-        """Return the members of the network."""
-
-    def names(self) -> Sequence[NodeName]:
-        """Return what members are called, for the resolver."""
-
-
-OverlayFactory = Callable[[Identity, Store, SupervisorConfig], OverlayEdge]
 
 
 class Supervisor:
@@ -163,6 +130,8 @@ class Supervisor:
             **node,
             **node_list_routes(lambda: self._overlay.nodes() if self._overlay else None),
             **ledger_routes(lambda: self._overlay.access if self._overlay else None),
+            **secret_routes(lambda: self._overlay.vault if self._overlay else None),
+            **route_routes(lambda: self._overlay.knowledge() if self._overlay else None),
         }
         return described(table)
 

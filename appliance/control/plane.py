@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from appliance.clock import Look
 from appliance.control import keyring
 from appliance.control.actions import LedgerChanged, Told
 from appliance.control.policies import Policies
@@ -75,15 +76,17 @@ class ControlPlane:
         remembered: Mapping[str, bytes],
         random: Callable[[int], bytes],
         now: Now,
-        synced: bool = False,
+        clock: Look,
         config: gossip.GossipConfig | None = None,
     ) -> None:
         self.identity = identity
         self._mono = now.mono
         self.told: dict[bytes, Told] = {}
         chance = Random(int.from_bytes(random(16)))  # noqa: S311 - whom to gossip with
-        self.timekeeper = Timekeeper(identity.time_floor * 1000, kept.guess_ms, now.mono)
-        self.timekeeper.wall(int(now.unix * 1000), synced=synced, mono=now.mono)
+        # A clock that does not run while the machine is off tells no more than a guess.
+        guess_ms = max(kept.guess_ms, 0 if clock.kept else clock.wall_ms)
+        self.timekeeper = Timekeeper(identity.time_floor * 1000, guess_ms, now.mono)
+        self.wall(clock, now.mono)
         replica = Replica(Directory(identity.network))
         replica.restore(kept.entries, self.timekeeper.now_ms(now.mono))
         writer = Writer(
@@ -172,9 +175,10 @@ class ControlPlane:
         """Return what time it is, in Unix seconds."""
         return self.timekeeper.now_ms(mono) / 1000
 
-    def wall(self, unix: float, *, synced: bool, mono: float) -> None:
-        """Take a look at the machine's own clock."""
-        self.timekeeper.wall(int(unix * 1000), synced=synced, mono=mono)
+    def wall(self, look: Look, mono: float) -> None:
+        """Take note of a look at the machine's own clock."""
+        worth = look.synced or look.kept
+        self.timekeeper.wall(look.wall_ms if worth else 0, synced=look.synced, mono=mono)
 
     def perform(self, actions: Iterable[gossip.Action], mono: float) -> list[Action]:
         """Return what follows from the gossip's actions after a write from outside."""

@@ -175,6 +175,25 @@ class Policies:
         """Return who is in, as it is now."""
         return self._where_all_stand()
 
+    def members(self) -> tuple[Member, ...]:
+        """Return the members that are in, this node too."""
+        excess = self._where_all_stand().excess
+        return tuple(one for one in self._replica.directory if one.node_id not in excess)
+
+    def alive(self) -> frozenset[bytes]:
+        """Return the members that one may count on."""
+        detector = self._ledger.detector
+        return frozenset(
+            one.node_id
+            for one in self.members()
+            if detector is None or detector.status(one.node_id) is not Status.DEAD
+        )
+
+    @property
+    def claims(self) -> View:
+        """The claims of addresses in the ledger."""
+        return self._addresses
+
     # Epochs
 
     def catch_up(self, peer: bytes, epoch: int, now: Now) -> tuple[bytes, ...]:
@@ -277,19 +296,13 @@ class Policies:
         yield from self._core.set_addresses(found.own, found.others, now)
 
     def _bear_witness(self, now: Now) -> Iterator[Step]:
-        detector = self._ledger.detector
         inside = self._inside()
-        alive = [
-            one
-            for one in inside
-            if detector is None or detector.status(one) in {None, Status.ALIVE, Status.SUSPECT}
-        ]
         standing_now = self._where_all_stand()
         writes = self._witness.writes(
             self._replica,
             View({node: one for node, one in self._addresses.claims.items() if node in inside}),
             [one for one in self._replica.directory if standing_now.is_open(one)],
-            [*alive, self._identity.node_id],
+            self.alive() | {self._identity.node_id},
             quality=self._ledger.timekeeper.quality,
             now_ms=self._now_ms(now.mono),
             mono=now.mono,
@@ -310,10 +323,7 @@ class Policies:
                 yield from self._core.expel(peer.node_id, denied.cause, denied.detail, now)
 
     def _inside(self) -> frozenset[bytes]:
-        excess = self._where_all_stand().excess
-        return frozenset(
-            one.node_id for one in self._replica.directory if one.node_id not in excess
-        )
+        return frozenset(one.node_id for one in self.members())
 
     # What this node says of itself
 

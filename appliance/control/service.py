@@ -17,17 +17,28 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from appliance.api.route import Knowledge
+from appliance.clock import SystemClock, ask, time_to_ask
 from appliance.control.actions import LedgerChanged
 from appliance.control.plane import Action, ControlPlane, Kept
-from appliance.control.views import NodeView, names_view, nodes_view
+from appliance.control.views import (
+    LedgerView,
+    NodeView,
+    ledger_view,
+    names_view,
+    nodes_view,
+)
 from appliance.ledger import gossip
 from appliance.ledger.access import LedgerAccess
+from appliance.ledger.keeper import Keeper
 from appliance.ledger.storage import LedgerFile, Loaded
+from appliance.ledger.timekeeper import Quality
+from appliance.ledger.vault import Vault
 from appliance.names.zone import NodeName
 from appliance.overlay.brain import STORE_PREFIX, make_core
 from appliance.overlay.clock import Now
@@ -49,17 +60,33 @@ class Control:
     """One node among the others, from `start` to `stop`."""
 
     def __init__(
-        self, identity: Identity, store: Store, config: OverlayConfig, *, ledger: Path
+        self,
+        identity: Identity,
+        store: Store,
+        config: OverlayConfig,
+        *,
+        ledger: Path,
+        time_request: Path | None = None,
+        floor: float = 0.0,
     ) -> None:
+        """``time_request``: where to ask for the machine's clock to be set (`appliance.clock`).
+
+        ``floor``: Unix seconds that are surely past, beside what the identity says.
+        """
         self._identity = identity
         self._store = store
         self._config = config
         self._path = ledger
+        self._time_request = time_request
+        self._floor_ms = int(max(floor, identity.time_floor) * 1000)
+        self._clock = SystemClock()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._file: LedgerFile | None = None
         self._plane: ControlPlane | None = None
         self._overlay: Overlay | None = None
         self._access: LedgerAccess | None = None
+        self._vault: Vault | None = None
+        self._vault_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._commit_at = 0.0
         self._trouble: tuple[Problem, ...] = ()
@@ -92,7 +119,10 @@ class Control:
             unix=plane.unix,
         )
         self._access = LedgerAccess(plane.gossip, clock=time.monotonic, perform=self._written)
+        self._vault = self._make_vault(self._access)
+        self._vault.work()
         await self._overlay.start()
+        self._wake_vault()
         self._task = asyncio.create_task(self._look_after())
 
     async def stop(self) -> None:
@@ -101,11 +131,20 @@ class Control:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        if self._vault_timer is not None:
+            self._vault_timer.cancel()
+        if self._access is not None:
+            self._access.close()
         if self._overlay is not None:
             await self._overlay.stop()
         if self._file is not None:
             await self._on_disk(self._file.close)
         self._disk.shutdown()
+
+    @property
+    def vault(self) -> Vault | None:
+        """The network's secrets; None before `start`."""
+        return self._vault
 
     def snapshot(self) -> OverlayStatus:
         """Return what is so now, from memory."""
@@ -131,11 +170,60 @@ class Control:
         """Return what members are called, for the resolver."""
         return names_view(self.plane, time.monotonic())
 
+    def knowledge(self) -> Knowledge:
+        """Return what questions for a route are answered from."""
+        plane, mono = self.plane, time.monotonic()
+        return Knowledge(
+            own=self._identity.node_id,
+            replica=plane.gossip.replica,
+            view=plane.policies.claims,
+            members=[one.node_id for one in plane.policies.members()],
+            names=names_view(plane, mono),
+            overlay=self.snapshot(),
+            settings=self._identity.network.settings,
+            now_ms=plane.timekeeper.now_ms(mono),
+        )
+
+    def ledger(self) -> LedgerView:
+        """Return what there is to say of the ledger as a whole."""
+        return ledger_view(self.plane)
+
     # Between the plane and its edges
+
+    def _make_vault(self, access: LedgerAccess) -> Vault:
+        plane = self.plane
+        keeper = Keeper(
+            plane.gossip.replica,
+            own=self._identity.node_id,
+            wg_private=self._identity.wg_private,
+            mono=time.monotonic(),
+        )
+        return Vault(
+            keeper,
+            plane.gossip,
+            time.monotonic,
+            plane.policies.members,
+            self._written,
+            alive=plane.policies.alive,
+            name_of=access.owner_name,
+        )
+
+    def _wake_vault(self) -> None:
+        """Let the vault work when it is due."""
+        if self._vault_timer is not None:
+            self._vault_timer.cancel()
+        due = self._vault.next_timer() if self._vault else float("inf")
+        if due < float("inf"):
+            wait = max(due - time.monotonic(), 0.0)
+            self._vault_timer = asyncio.get_running_loop().call_later(wait, self._work_vault)
+
+    def _work_vault(self) -> None:
+        if self._vault is not None:
+            self._vault.work()
+            self._wake_vault()
 
     def _make_plane(self, loaded: Loaded) -> ControlPlane:
         store = {**self._store.items(STORE_PREFIX), **self._store.items("control/")}
-        look = _look()
         kept = Kept(loaded.entries, loaded.high_water, loaded.sequence, loaded.guess_ms)
         return ControlPlane(
             self._identity,
@@ -145,8 +233,8 @@ class Control:
             kept=kept,
             remembered=store,
             random=os.urandom,
-            now=Now(time.monotonic(), look.unix),
-            synced=look.synced,
+            now=Now(time.monotonic(), time.time()),
+            clock=self._clock.look(),
         )
 
     def _written(self, actions: Iterable[gossip.Action]) -> None:
@@ -159,9 +247,12 @@ class Control:
             return
         assert self._file is not None  # noqa: S101 - made by start
         await self._on_disk(partial(self._keep, self._file, action))
-        if self._access is not None:
-            for change in action.changes:
-                self._access.changed(change)
+        if self._access is None or self._vault is None:
+            return
+        for change in action.changes:
+            self._access.changed(change)
+            self._vault.changed(change)
+        self._wake_vault()
 
     @staticmethod
     def _keep(file: LedgerFile, action: LedgerChanged) -> None:
@@ -175,14 +266,29 @@ class Control:
         while True:
             await asyncio.sleep(CLOCK_SECONDS)
             try:
-                look = _look()
                 mono = time.monotonic()
-                self.plane.wall(look.unix, synced=look.synced, mono=mono)
+                self._look_at_clock(mono)
                 if mono >= self._commit_at:
                     self._commit_at = mono + COMMIT_SECONDS
                     await self._commit()
             except Exception:
                 log.exception("a defect while looking after clock and ledger")
+
+    def _look_at_clock(self, mono: float) -> None:
+        look, timekeeper = self._clock.look(), self.plane.timekeeper
+        self.plane.wall(look, mono)
+        if look.step_ms:
+            log.info("somebody moved this machine's clock by %.1f s", look.step_ms / 1000)
+        wanted = time_to_ask(
+            look,
+            timekeeper.now_ms(mono),
+            by_clocks=timekeeper.quality is not Quality.GUESSED,
+            floor_ms=self._floor_ms,
+        )
+        if wanted is not None and self._time_request is not None:
+            with suppress(OSError):
+                if ask(self._time_request, wanted):
+                    log.info("asked for this machine's clock to be set as members have it")
 
     async def _commit(self) -> None:
         file = self._file
@@ -197,13 +303,3 @@ class Control:
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, call)
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    unix: float
-    synced: bool
-
-
-def _look() -> _Look:
-    return _Look(time.time(), synced=False)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from appliance.clock import Look
 from appliance.control.actions import LedgerChanged
 from appliance.control.plane import Action, ControlPlane, Kept
 from appliance.ledger import epochs
@@ -213,7 +214,8 @@ class World:
             kept=Kept(entries, node.high_water, node.sequence),
             remembered=node.store,
             random=self.random.randbytes,
-            now=self.moment(node),
+            now=Now(self.now, 0.0),
+            clock=self.clock(node),
             config=GossipConfig(reconcile=5.0),
         )
         node.alive = True
@@ -249,6 +251,11 @@ class World:
 
     def moment(self, node: Node) -> Now:
         return Now(self.now, self._unix(node))
+
+    def clock(self, node: Node) -> Look:
+        """Return a look at a machine's clock; without one it begins in 1970 at each boot."""
+        unix = UNIX + self.now + node.clock if node.has_clock else self.now
+        return Look(int(unix * 1000), synced=False, kept=node.has_clock)
 
     def _unix(self, node: Node) -> float:
         """Return what time a node takes it to be."""
@@ -298,7 +305,7 @@ class World:
 
     # What the edge would do
 
-    def _perform(self, node: Node, actions: Iterable[Action]) -> None:  # noqa: C901, PLR0912
+    def _perform(self, node: Node, actions: Iterable[Action]) -> None:  # noqa: C901
         for action in actions:
             match action:
                 case events.Send(data, destination):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from appliance.api.route import Knowledge
 from appliance.config import SupervisorConfig
-from appliance.control.views import NodeView
+from appliance.control.views import LedgerView, NodeView
 from appliance.names.zone import NodeName
 from appliance.overlay.service import OverlayStatus, PeerStatus
 from appliance.problem import Problem
@@ -48,10 +49,17 @@ class FakeOverlay:
         self.calls.append("stop")
 
     access: None = None
+    vault: None = None
     name: str = "node-1"
 
     def nodes(self) -> tuple[NodeView, ...]:
         return ()
+
+    def knowledge(self) -> Knowledge:
+        raise NotImplementedError
+
+    def ledger(self) -> LedgerView:
+        return LedgerView(3, 1000, 2, 1, 0, "synced")
 
     def names(self) -> tuple[NodeName, ...]:
         return ()
