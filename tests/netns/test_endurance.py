@@ -21,6 +21,9 @@ def pair(lab: Lab, network: Network) -> tuple[Node, Node]:
     one.start(token)
     two.start(token)
     wait_until(lambda: one.sees(two) and two.sees(one), 30, "the two meet")
+    # Members are up before the ledger has told who has which IPv4 address.
+    wait_until(lambda: one.reaches(two.overlay_addresses()[0]), 10, "one reaches two")
+    wait_until(lambda: two.reaches(one.overlay_addresses()[0]), 10, "two reaches one")
     return one, two
 
 
