@@ -35,6 +35,7 @@ _IPV6_CHECKSUM = 7
 _SOL_IPV6 = 41
 _UDP = struct.Struct(">HHHH")
 _READ_MAX = 2048
+_SCOPE = 3
 
 
 class ControlSocket:
@@ -103,7 +104,10 @@ class ControlSocket:
                 receiver(*got)
 
     def _read(
-        self, receiver_socket: socket.socket, packet: bytes, address: tuple[str, int]
+        self,
+        receiver_socket: socket.socket,
+        packet: bytes,
+        address: tuple[str, int] | tuple[str, int, int, int],
     ) -> tuple[bytes, Endpoint] | None:
         if not self._raw:
             data, port = packet, address[1]
@@ -120,7 +124,9 @@ class ControlSocket:
         fits = DATAGRAM_MIN <= len(data) <= DATAGRAM_MAX
         if not fits or port == 0 or looks_foreign(data):
             return None
-        return data, Endpoint(address[0], port)
+        # The fourth part is the interface of a link-local address, which means nothing without it.
+        scope = f"%{address[_SCOPE]}" if len(address) > _SCOPE and address[_SCOPE] else ""
+        return data, Endpoint(address[0] + scope, port)
 
 
 def open_raw(port: int) -> ControlSocket:

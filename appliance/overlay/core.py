@@ -172,7 +172,8 @@ class Core:
                 self._inside(data, source, now, actions)
             case events.Discovered(key, endpoints, wait, epoch, node_id):
                 usable = tuple(one for one in endpoints if self._usable(one))
-                self._greeter.leads.set(key, usable, now.mono + wait, node_id, epoch)
+                who = node_id or self._greeter.at(usable)
+                self._greeter.leads.set(key, usable, now.mono + wait, who, epoch)
             case events.LocalAddresses(hosts):
                 self._moved(hosts, now, actions)
             case events.TunnelStats(peers):

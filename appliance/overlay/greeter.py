@@ -67,6 +67,10 @@ class Greeter:
         peer.greeted = now.mono
         return self.greet([peer], now)
 
+    def at(self, endpoints: tuple[Endpoint, ...]) -> bytes | None:
+        """Return the peer that is at one of these endpoints, as far as is known."""
+        return next((one.node_id for one in self.peers.values() if one.endpoint in endpoints), None)
+
     def follow(self, peer: Peer, now: Now, wait: float = 0.0) -> None:
         """Keep what leads to a peer as a lead, to be tried after ``wait`` if it is not up then."""
         self.leads.set(

@@ -314,3 +314,18 @@ def test_no_way_leads_into_the_overlay_or_to_oneself() -> None:
         world.feed(one, events.Discovered(f"mdns:{place}", found))
     world.run(5)
     assert len(world.sent) == before
+
+
+def test_a_member_that_is_up_is_not_greeted_because_it_has_a_new_name() -> None:
+    world = World()
+    one, two = pair(world)
+    assert meet(world, one, two)
+    world.run(5)
+    before = len(world.sent)
+    world.feed(one, events.Discovered("mdns:new", (Endpoint(two.address, PORT),)))
+    world.run(5)
+    assert len(world.sent) == before
+    two.alive = False
+    assert world.run(40, until=lambda: two.node_id not in one.up())
+    world.run(1)
+    assert len(world.sent) > before
