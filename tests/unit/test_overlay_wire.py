@@ -58,6 +58,9 @@ def test_vectors_of_the_derived_keys_and_names() -> None:
         "3b37a5b64a3fa58c6d3a2f1d4bda24838ab2a12091490ddae6b6528865a58e36"
     )
     assert key.hex() == "a835e31acb28d11a50ec92ebd07e58891f482cec0119ddf89fcd020163e60995"
+    assert SEED.time_key().hex() == (
+        "3fdf485ec00213f5f4521c38dea5dddbc358c52096f900cf4896cdaf4785ec5b"
+    )
     assert otp.service_name(key) == "uq5bcdgenpt3hin"
     assert otp.instance_name(key, b"\x01" * 16) == "tfvwmegxmnhbolq"
     assert otp.host_name(key, b"\x01" * 16) == "kbq3yc6dkwdp7yn"
