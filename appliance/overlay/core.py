@@ -104,7 +104,9 @@ class Core:
         self._own: tuple[str, ...] = ()
         self._started = False
         self._upkeep = Upkeep(self.peers, config.vpn)
+        self._unix = 0.0
         self._epochs_changed = False
+        self._overlap_ends: float | None = None
         self._places_changed = False
         self._handshakes = Handshakes(identity, self._door.denies, self._facts, random)
         self._time = TimeDesk(identity, self._handshakes.certificates, reading, random)
@@ -154,7 +156,7 @@ class Core:
             self._greeter.follow(peer, now)
         self._set_peers(actions)
         self._upkeep.begin(now.mono)
-        self._outcomes(self._greeter.due(now), now, actions)
+        self._due(now, actions)
         return actions
 
     def tunnel(self) -> Actions:
@@ -187,14 +189,16 @@ class Core:
     def next_timer(self) -> float | None:
         """Return the monotonic time of the next `Tick` that has something to do."""
         times = [one.next_timer() for one in (self._upkeep, self._greeter, self._watch)]
+        times.append(self._overlap_ends)
         return min((one for one in times if one is not None), default=None)
 
     # What the ledger and its owner want
 
     def contacts(self) -> frozenset[bytes]:
         """Return the members to which `carry` can send now."""
+        unix = self._unix
         return frozenset(
-            peer.node_id for peer in self.peers.values() if self._courier.reaches(peer)
+            peer.node_id for peer in self.peers.values() if self._courier.reaches(peer, unix)
         )
 
     def carry(self, node_id: bytes, data: bytes, now: Now) -> Actions:
@@ -255,11 +259,7 @@ class Core:
         changed = self.keyring.replace(secrets, current, since_unix)
         if not changed and before == current:
             return
-        known = [one.epoch for one in self.keyring.seeds()]
-        for peer in self.peers.values():
-            if peer.epoch in changed:
-                # What it was known to have is another secret than ours.
-                peer.epoch = max((one for one in known if one < min(changed)), default=-1)
+        self._greeter.unlearn(changed)
         self._epochs_changed = True
         self._greeter.begin_epoch()
 
@@ -435,9 +435,16 @@ class Core:
     # Time
 
     def _due(self, now: Now, actions: Actions) -> None:
+        self._unix = now.unix
         if self._epochs_changed:
             self._epochs_changed = False
             actions.append(events.EpochsChanged())
+            ends = self.keyring.overlap_ends_in(now.unix)
+            self._overlap_ends = None if ends is None else now.mono + ends
+        if self._overlap_ends is not None and self._overlap_ends <= now.mono:
+            # Who has not the new secret by now is no contact any more.
+            self._overlap_ends = None
+            self.generation += 1
         self._outcomes(self._greeter.due(now), now, actions)
         down, probes = self._watch.due(now)
         actions += probes

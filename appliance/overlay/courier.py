@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from appliance.ledger.epochs import Reading
 from appliance.overlay import events, wire
 from appliance.overlay.clock import Now
 from appliance.overlay.peers import Peer
@@ -23,13 +24,16 @@ class Courier:
         self._post = post
         self._vpn = vpn
 
-    def reaches(self, peer: Peer) -> bool:
-        """Say whether there is a way to a peer now."""
-        return self._through_tunnel(peer) or self._has_session(peer)
+    def reaches(self, peer: Peer, unix: float) -> bool:
+        """Say whether gossip can be sent to a peer at a Unix time."""
+        way = self._through_tunnel(peer) or self._has_session(peer)
+        return way and self._open_to_gossip(peer, unix)
 
     def send(self, kind: wire.Kind, peer: Peer, data: bytes, now: Now) -> list[events.Action]:
         """Return what brings data to a peer; nothing if there is no way."""
-        epoch = peer.epoch if peer.epoch in self._post.keyring else self._post.keyring.current
+        if kind is wire.Kind.GOSSIP and not self._open_to_gossip(peer, now.unix):
+            return []
+        epoch = self._epoch_of(peer)
         if self._through_tunnel(peer):
             carried = wire.Carried(self._own_id, b"", 0, b"", data)
             message = wire.encode_message(kind, carried)
@@ -47,6 +51,13 @@ class Courier:
         if session is None or not session.open(kind, epoch, carried):
             return None
         return self._peers.get(session.peer)
+
+    def _epoch_of(self, peer: Peer) -> int:
+        return peer.epoch if peer.epoch in self._post.keyring else self._post.keyring.current
+
+    def _open_to_gossip(self, peer: Peer, unix: float) -> bool:
+        """Say whether the epoch of a peer is not over: who is out may read what is sealed in it."""
+        return self._post.keyring.reading(self._epoch_of(peer), unix) is Reading.ALL
 
     def _through_tunnel(self, peer: Peer) -> bool:
         return self._vpn and peer.up

@@ -83,6 +83,13 @@ class Greeter:
         for one in {*peer.candidates, *([peer.endpoint] if peer.endpoint else [])}:
             self.leads.rest(one, now.mono)
 
+    def unlearn(self, changed: set[int]) -> None:
+        """Forget that peers have the secrets of these epochs: it is others that they had."""
+        known = [one.epoch for one in self.keyring.seeds()]
+        for peer in self.peers.values():
+            if peer.epoch in changed:
+                peer.epoch = max((one for one in known if one < min(changed)), default=-1)
+
     def begin_epoch(self) -> None:
         """Greet all peers in the epoch that is now the current one, at once."""
         self._to_renew = list(self.peers)

@@ -152,6 +152,25 @@ def test_a_member_that_was_away_is_let_in_under_the_old_epoch_and_caught_up() ->
     assert world.run(90, until=lambda: two.node_id in one.up() and one.node_id in two.up())
 
 
+@pytest.mark.parametrize("vpn", [True, False])
+def test_when_the_overlap_ends_a_member_that_is_behind_is_no_contact(vpn: bool) -> None:
+    world, one, two = pair(vpn=vpn)
+    know(world, one, 0, 1)
+    world.run(OVERLAP - 1)
+    assert one.core.contacts() == {two.node_id}
+    generation = one.core.generation
+    world.run(2)
+    assert one.core.generation > generation
+    assert one.core.contacts() == frozenset()
+    since = len(world.sent)
+    carry(world, one, two, b"not for the revoked")
+    assert not epochs_of(world, one, since)
+    assert not world.said(two, events.Delivered)
+    assert one.core.catch_up(two.node_id, b"box", world.moment())
+    know(world, two, 0, 1)
+    assert world.run(70, until=lambda: one.core.contacts() == {two.node_id})
+
+
 def bodies(world: World, host: Host, since: int) -> list[tuple[int, Kind, wire.Body]]:
     """Return what a host said in handshakes."""
     post = host.core._post
