@@ -7,8 +7,8 @@ throw anybody out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from appliance.ledger import claims
 from appliance.ledger.assigned import admitted_for_good, closed_grants
@@ -23,6 +23,8 @@ REVOKED_CAUSE = "revoked"
 EXPIRED_CAUSE = "grant-expired"
 CLOSED_CAUSE = "grant-closed"
 USED_UP_CAUSE = "grant-used-up"
+# Reconciling with a first member takes milliseconds; this is for the others to show up as well.
+INFORMED_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,10 @@ class Standing:
     """What the ledger, and this node's memory, say about everybody.
 
     ``excess`` are members beyond the count of their grant, with the reason. ``vouched`` are those
-    whom somebody in good standing saw come in while their grant was open. ``now`` is Unix seconds,
-    None while nobody knows the time: then no grant counts as expired.
+    whom somebody in good standing saw come in while their grant was open, ``witnessed`` those whom
+    anybody says to have seen. ``now`` is Unix seconds;
+    where nobody has a clock it is the latest time that is known to be past, so what has expired by
+    it has expired.
     """
 
     directory: Directory
@@ -39,7 +43,8 @@ class Standing:
     vouched: frozenset[bytes]
     closed: frozenset[bytes]
     trusting: bool
-    now: float | None
+    now: float
+    witnessed: frozenset[bytes] = frozenset()
 
     def judge(self, member: Member) -> Denied | None:
         """Return why a node whose certificate was verified is not let in, None if it is."""
@@ -66,7 +71,7 @@ class Standing:
         """Say whether the member's grant lets new nodes in now."""
         if member.grant_id in self.closed:
             return False
-        return member.grant_expires is None or self.now is None or self.now < member.grant_expires
+        return member.grant_expires is None or self.now < member.grant_expires
 
 
 def standing(
@@ -76,28 +81,30 @@ def standing(
     known: Collection[bytes],
     candidates: Iterable[Member] = (),
     now_ms: int,
-    clock: bool,
 ) -> Standing:
     """Return the standing of everybody.
 
-    ``known``: whom this node has let in before (who is in stays in). ``candidates``: nodes whose
-    certificates are not in the ledger yet. ``clock``: whether anybody knows what time it is.
+    ``known``: whom this node let in before, when it knew whom it should (who is in stays in).
+    ``candidates``: nodes whose certificates are not in the ledger yet.
 
     A node that knows nobody yet takes the first it meets for members even if their grants have
-    expired since: somebody has to tell it who is in (threat-model.md, "A newcomer's first
-    member").
+    expired since: somebody has to tell it who is in (`Newcomer`; threat-model.md, "A newcomer's
+    first member").
     """
     members = {one.node_id: one for one in replica.directory}
     for one in (own, *candidates):
         if not replica.directory.is_revoked(one):
             members.setdefault(one.node_id, one)
-    now = now_ms / 1000 if clock else None
+    now = now_ms / 1000
     closed = frozenset(closed_grants(replica, now_ms))
     excess = _excess(replica, members, now_ms)
     found = Standing(replica.directory, excess, frozenset(), closed, trusting=False, now=now)
-    vouched = _vouched(replica, found, members, {own.node_id, *known}, now_ms)
+    seen = _seen(replica, members, now_ms)
+    inside = {own.node_id, *known, *admitted_for_good(replica, now_ms)}
+    vouched = _vouched(found, members, inside, seen)
     trusting = not vouched - {own.node_id}
-    return Standing(replica.directory, excess, vouched, closed, trusting, now)
+    witnessed = frozenset(one for claimants in seen.values() for one in claimants)
+    return Standing(replica.directory, excess, vouched, closed, trusting, now, witnessed)
 
 
 def _excess(replica: Replica, members: dict[bytes, Member], now_ms: int) -> dict[bytes, Denied]:
@@ -124,27 +131,32 @@ def _excess(replica: Replica, members: dict[bytes, Member], now_ms: int) -> dict
     return excess
 
 
-def _vouched(
-    replica: Replica,
-    found: Standing,
-    members: dict[bytes, Member],
-    known: set[bytes],
-    now_ms: int,
-) -> frozenset[bytes]:
-    """Return who is in whatever became of its grant: to begin with by own knowledge, or the root's.
-
-    Then whoever was seen to come in by one of these, and so on.
-    """
-    inside = known | set(admitted_for_good(replica, now_ms))
-    inside |= {one.node_id for one in members.values() if found.is_open(one)}
-    inside -= found.excess.keys()
+def _seen(
+    replica: Replica, members: Mapping[bytes, Member], now_ms: int
+) -> dict[bytes, set[bytes]]:
+    """Return whom each member saw come in."""
     seen: dict[bytes, set[bytes]] = {}
     ids = {id_text(one): one for one in members}
     for entry in replica.entries(WITNESS, now_ms):
         _, _, rest = entry.key.partition("/")
         kind, _, claimant = rest.partition("/")
-        if kind == claims.GRANT_KIND and claimant in ids:
+        if kind == claims.GRANT_KIND and claimant in ids and ids[claimant] != entry.owner:
             seen.setdefault(entry.owner, set()).add(ids[claimant])
+    return seen
+
+
+def _vouched(
+    found: Standing,
+    members: Mapping[bytes, Member],
+    inside: set[bytes],
+    seen: Mapping[bytes, set[bytes]],
+) -> frozenset[bytes]:
+    """Return who is in whatever became of its grant: by own knowledge or the root's to begin with.
+
+    Then whoever was seen to come in by one of these, and so on.
+    """
+    inside |= {one.node_id for one in members.values() if found.is_open(one)}
+    inside -= found.excess.keys()
     waiting = list(inside)
     while waiting:
         for one in seen.get(waiting.pop(), ()):
@@ -152,3 +164,54 @@ def _vouched(
                 inside.add(one)
                 waiting.append(one)
     return frozenset(inside)
+
+
+@dataclass(slots=True)
+class Newcomer:
+    """What a node makes of whom it met before it had the ledger.
+
+    Such peers are provisional: they give it the ledger, and are judged by what is in it then.
+    ``informed``: it has what its peers know, as far as can be told.
+    """
+
+    informed: bool = False
+    _met: dict[bytes, float] = field(default_factory=dict)
+    _since: float | None = None
+
+    def meet(self, peers: Collection[bytes], *, contact: bool, mono: float) -> None:
+        """Take note of the peers that were accepted; ``contact``: one of them answers."""
+        if self.informed:
+            return
+        for gone in self._met.keys() - set(peers):
+            del self._met[gone]
+        for one in peers:
+            self._met.setdefault(one, mono)
+        if contact and self._since is None:
+            self._since = mono
+        elif not contact:
+            self._since = None
+
+    def due(self) -> float | None:
+        """Return when to ask `judge`."""
+        return None if self.informed or self._since is None else self._since + INFORMED_SECONDS
+
+    def known(self, peers: Collection[bytes]) -> set[bytes]:
+        """Return the peers that this node let in knowingly."""
+        return set(peers) - self._met.keys()
+
+    def settle(
+        self, reckon: Callable[[set[bytes]], Standing], peers: Mapping[bytes, Member]
+    ) -> dict[bytes, Denied]:
+        """Judge whom it met; return who has to go. From now on it knows whom to let in.
+
+        ``reckon`` gives everybody's standing if some are known. Where it speaks for nobody (all
+        grants have expired), one that others vouch for, or else the first, is taken at its word.
+        """
+        self.informed = True
+        met = sorted((one for one in self._met if one in peers), key=self._met.__getitem__)
+        self._met.clear()
+        found = reckon(set())
+        if found.trusting and met:
+            found = reckon({next((one for one in met if one in found.witnessed), met[0])})
+        judged = {one: found.judge(peers[one]) for one in met}
+        return {one: denied for one, denied in judged.items() if denied is not None}

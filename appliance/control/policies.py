@@ -7,13 +7,15 @@ SETTLE_SECONDS; a revocation at once.
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 
 from appliance.control import keyring
 from appliance.control.addressing import Places, Witness, Write, places
-from appliance.control.admission import Standing, standing
+from appliance.control.admission import Newcomer, Standing, standing
 from appliance.ledger import epochs, gossip
 from appliance.ledger.assigned import names
 from appliance.ledger.claims import View, address_view
@@ -29,7 +31,6 @@ from appliance.ledger.rules import (
     WITNESS,
 )
 from appliance.ledger.swim import Status
-from appliance.ledger.timekeeper import Quality
 from appliance.overlay import events
 from appliance.overlay.admission import Denied
 from appliance.overlay.clock import Now
@@ -75,6 +76,8 @@ class Policies:
         self._core = core
         self._witness = Witness(identity.node_id)
         self._addresses = View({})
+        # Who has met others before knows whom it met; its ledger is on the disk.
+        self._newcomer = Newcomer(informed=len(ledger.replica.directory) > 1)
         self._standing: Standing | None = None
         self._standing_until = 0.0
         self._dirty = set(_MATTERS)
@@ -129,7 +132,7 @@ class Policies:
 
     def next_timer(self) -> float | None:
         """Return when `decide` has something to do."""
-        maybe = self._due, self._witness.due, self._endpoints_due
+        maybe = self._due, self._witness.due, self._endpoints_due, self._newcomer.due()
         return min((one for one in maybe if one is not None), default=None)
 
     def problems(self) -> tuple[Problem, ...]:
@@ -254,6 +257,11 @@ class Policies:
     def decide(self, now: Now) -> Iterator[Step]:
         """Yield what is to be done now."""
         self._mono = now.mono
+        peers = self._core.peers
+        self._newcomer.meet(peers, contact=any(one.up for one in peers.values()), mono=now.mono)
+        informed = self._newcomer.due()
+        if informed is not None and informed <= now.mono:
+            yield from self._judge_those_met(now)
         if REVOKED in self._dirty:
             yield from self._expel(now)
         if self._moved:
@@ -292,8 +300,22 @@ class Policies:
         found = places(own, self._addresses, host_range, self._inside())
         if found.write is not None and write:
             yield from self._put(found.write, now)
-        self.places = found
+        before, self.places = self.places, found
+        if found.moved_for is not None and before.own not in {None, found.own}:
+            yield self._told_move(found.moved_for, before.own, found.own)
         yield from self._core.set_addresses(found.own, found.others, now)
+
+    def _told_move(
+        self,
+        winner: bytes,
+        old: ipaddress.IPv4Address | None,
+        new: ipaddress.IPv4Address | None,
+    ) -> events.Log:
+        member = self._replica.directory.member(winner)
+        name = self.name_of(member) if member else id_text(winner)
+        message = f"{name} holds {old}, this node moves to {new}"
+        fields = {"event": "address-moved", "peer": id_text(winner), "peer_name": name}
+        return events.Log(logging.WARNING, message, fields)
 
     def _bear_witness(self, now: Now) -> Iterator[Step]:
         inside = self._inside()
@@ -301,7 +323,9 @@ class Policies:
         writes = self._witness.writes(
             self._replica,
             View({node: one for node, one in self._addresses.claims.items() if node in inside}),
-            [one for one in self._replica.directory if standing_now.is_open(one)],
+            [one for one in self._replica.directory if standing_now.is_open(one)]
+            if self._newcomer.informed
+            else [],
             self.alive() | {self._identity.node_id},
             quality=self._ledger.timekeeper.quality,
             now_ms=self._now_ms(now.mono),
@@ -321,6 +345,15 @@ class Policies:
                 denied = Denied("revoked", "revoked by the operator")
             if denied is not None:
                 yield from self._core.expel(peer.node_id, denied.cause, denied.detail, now)
+
+    def _judge_those_met(self, now: Now) -> Iterator[events.Action]:
+        members = {one.node_id: one.member for one in self._core.peers.values()}
+        denied = self._newcomer.settle(partial(self._reckon, ()), members)
+        self._standing = None
+        for node_id, why in denied.items():
+            yield from self._core.expel(node_id, why.cause, why.detail, now)
+        self._dirty.add(WITNESS)
+        self._due = now.mono
 
     def _inside(self) -> frozenset[bytes]:
         return frozenset(one.node_id for one in self.members())
@@ -377,14 +410,17 @@ class Policies:
             self._standing_until = self._mono + STANDING_SECONDS
         return self._standing
 
-    def _reckon(self, candidates: tuple[Member, ...] = ()) -> Standing:
+    def _reckon(
+        self, candidates: tuple[Member, ...] = (), known: set[bytes] | None = None
+    ) -> Standing:
+        if known is None:
+            known = self._newcomer.known(self._core.peers.keys())
         return standing(
             self._replica,
             own=self._identity.member(),
-            known=self._core.peers.keys(),
+            known=known,
             candidates=candidates,
             now_ms=self._now_ms(self._mono),
-            clock=self._ledger.timekeeper.quality is not Quality.GUESSED,
         )
 
     def _now_ms(self, mono: float) -> int:

@@ -9,8 +9,10 @@ import pytest
 from appliance.control.admission import (
     CLOSED_CAUSE,
     EXPIRED_CAUSE,
+    INFORMED_SECONDS,
     REVOKED_CAUSE,
     USED_UP_CAUSE,
+    Newcomer,
     Standing,
     standing,
 )
@@ -62,7 +64,6 @@ class Ledger:
         *,
         known: tuple[Identity, ...] = (),
         candidates: tuple[Identity, ...] = (),
-        clock: bool = True,
     ) -> Standing:
         return standing(
             self.replica,
@@ -70,7 +71,6 @@ class Ledger:
             known={one.node_id for one in known},
             candidates=[one.member() for one in candidates],
             now_ms=NOW_MS,
-            clock=clock,
         )
 
 
@@ -152,12 +152,6 @@ def test_a_newcomer_that_knows_a_member_trusts_no_other_late_one(ledger: Ledger)
     assert cause(ledger.standing(newcomer, known=(member,)), late) == ""
 
 
-def test_nobody_counts_as_expired_while_nobody_knows_the_time(ledger: Ledger) -> None:
-    own, friend, late = old("own"), old("friend"), old("late")
-    ledger.enter(own, friend)
-    assert cause(ledger.standing(own, known=(friend,), clock=False), late) == ""
-
-
 def test_a_closed_grant_lets_nobody_new_in_and_throws_nobody_out(ledger: Ledger) -> None:
     own, friend, new = join(OPEN, "own"), join(OPEN, "friend"), join(OPEN, "new")
     ledger.enter(own, friend)
@@ -185,8 +179,10 @@ def test_the_count_of_a_grant_holds_and_the_excess_is_told_who_has_the_places(
     ledger.witness(two, one)
     found = ledger.standing(one, candidates=(three,))
     denied = found.judge(three.member())
-    assert denied is not None and denied.cause == USED_UP_CAUSE
-    assert "2 nodes" in denied.detail and "one, two" in denied.detail
+    assert denied is not None
+    assert denied.cause == USED_UP_CAUSE
+    assert "2 nodes" in denied.detail
+    assert "one, two" in denied.detail
     assert cause(found, two) == ""
 
 
@@ -218,3 +214,50 @@ def test_a_late_user_cannot_vouch_by_a_place_it_does_not_have(ledger: Ledger) ->
     found = ledger.standing(one, known=(two,))
     assert cause(found, three) == USED_UP_CAUSE
     assert cause(found, unmet) == EXPIRED_CAUSE
+
+
+# A node that comes new
+
+
+def settle(ledger: Ledger, own: Identity, met: list[Identity]) -> set[str]:
+    """Return the names of those who have to go once the newcomer has the ledger."""
+    newcomer = Newcomer()
+    for number, one in enumerate(met, 1):
+        newcomer.meet([each.node_id for each in met[:number]], contact=True, mono=float(number))
+        assert one.node_id not in newcomer.known([one.node_id]), "provisional"
+    due = newcomer.due()
+    assert due is not None
+    assert due == 1 + INFORMED_SECONDS
+
+    def reckon(known: set[bytes]) -> Standing:
+        return ledger.standing(own, known=tuple(one for one in met if one.node_id in known))
+
+    gone = newcomer.settle(reckon, {one.node_id: one.member() for one in met})
+    assert newcomer.known([one.node_id for one in met]) == {one.node_id for one in met}
+    names = {one.node_id: one.name for one in met}
+    return {names[node_id] for node_id in gone}
+
+
+def test_a_newcomer_judges_whom_it_met_once_it_has_the_ledger(ledger: Ledger) -> None:
+    """A late user of a closed grant was there first; the root has said who came in time."""
+    own = join(PAIR, "own")
+    member, late = join(OPEN, "member"), join(OPEN, "late")
+    ledger.enter(own, member, late)
+    ledger.operator.write(ASSIGNED, assigned.closed_key(OPEN.grant.grant_id), b"\x01", NOW_MS)
+    key = assigned.node_key(member.node_id, assigned.ADMITTED)
+    ledger.operator.write(ASSIGNED, key, assigned.MARK, NOW_MS)
+    assert settle(ledger, own, [late, member]) == {"late"}
+
+
+def test_a_newcomer_prefers_a_first_member_that_others_have_seen(ledger: Ledger) -> None:
+    own, one, two, late = join(OPEN, "own"), old("one"), old("two"), old("late")
+    ledger.enter(own, one, two, late)
+    ledger.witness(one, two)
+    ledger.witness(two, one)
+    assert settle(ledger, own, [late, one, two]) == {"late"}
+
+
+def test_a_newcomer_that_met_one_member_only_keeps_it(ledger: Ledger) -> None:
+    own, one = join(OPEN, "own"), old("one")
+    ledger.enter(own, one)
+    assert settle(ledger, own, [one]) == set()
