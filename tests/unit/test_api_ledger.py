@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import quote
 
@@ -148,6 +150,43 @@ async def test_what_is_refused_is_refused_with_words_and_changes_nothing(
         before = api.here.replica.ids.digest()
         assert await api.status(method, target, body) == status
         assert api.here.replica.ids.digest() == before
+
+
+FRAGMENTS = [
+    *(
+        b"GET ",
+        b"PUT ",
+        b"DELETE ",
+        b"POST ",
+        b" HTTP/1.1\r\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"\0",
+        b"\xff",
+    ),
+    *(b"/v1/ledger", b"/shared", b"/k", b"%2e%2e", b"%", b"?watch=1", b"?lease=9", b"&prefix=a"),
+    *(b"Content-Length: 5\r\n", b"Content-Length: 99999\r\n", b"Expect: 100-continue\r\n"),
+    *(b'{"records": []}', b"hello", b"/v1/ledger-publish", b"/v1/ledger-dump", b" ", b"a" * 5000),
+]
+
+
+async def test_any_bytes_are_answered_or_let_go(tmp_path: Path) -> None:
+    random = Random(4)  # noqa: S311 - the same rubbish in every run
+    async with serving(tmp_path) as api:
+        answered = 0
+        for _ in range(150):
+            data = b"".join(random.choices(FRAGMENTS, k=random.randrange(1, 12)))
+            reader, writer = await asyncio.open_unix_connection(str(api.path))
+            writer.write(data)
+            with contextlib.suppress(OSError):
+                writer.write_eof()
+            first = await asyncio.wait_for(reader.read(100), 5)
+            assert first == b"" or first.startswith(b"HTTP/1.1 ")
+            answered += bool(first)
+            await close(writer)
+        assert answered > 30
+        await until(lambda: not api.server._tasks)
+        assert (await api.ask("GET", "/v1/ledger"))["buckets"]
 
 
 async def test_a_node_without_a_network_says_what_to_do(tmp_path: Path) -> None:
