@@ -120,8 +120,8 @@ def _common(parser: argparse.ArgumentParser, name: str, *, signs: bool = True) -
     parser.add_argument(
         "--via",
         metavar="WAY",
-        help="the node to go through: ssh://USER@HOST, or the path of a local API's socket "
-        "(default: the node on this machine)",
+        help="the node to go through: ssh://USER@HOST, the path of a local API's socket, or "
+        "HOST[:PORT] of the overlay (UDP) (default: the node on this machine)",
     )
     what = "passphrase" if signs else "passphrase, if the way needs it"
     parser.add_argument("--passphrase-file", type=Path, help=f"file with the root key's {what}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +30,31 @@ def working(arguments: argparse.Namespace) -> Iterator[Work]:
     directory = files.find_network(arguments.network)
     waiting = f"waiting for another command that works on {directory}"
     with files.locked(directory, lambda: console.note(waiting)):
-        operator = files.open_network(
-            directory, lambda: operator_commands.passphrase(arguments.passphrase_file)
-        )
-        root = RootKey(operator.network, operator.root_seed)
+        root = _root_key(directory, arguments)
         publisher: Publisher | PublishError
         try:
-            publisher = told(choose(arguments.via, root.network))
+            publisher = told(_way(arguments, root.network, lambda: root))
         except PublishError as error:
             publisher = error
         yield Work(directory, root, publisher, now_ms(), console.note)
+
+
+def _root_key(directory: Path, arguments: argparse.Namespace) -> RootKey:
+    operator = files.open_network(
+        directory, lambda: operator_commands.passphrase(arguments.passphrase_file)
+    )
+    return RootKey(operator.network, operator.root_seed)
+
+
+def _way(
+    arguments: argparse.Namespace, network: NetworkInfo, root: Callable[[], RootKey]
+) -> Publisher:
+    def visit(via: str) -> Publisher:
+        from appliance.operator.visit import Visit
+
+        return Visit(root(), via)
+
+    return choose(arguments.via, network, visit=visit)
 
 
 def finish(arguments: argparse.Namespace, words: str, report: Report, facts: dict[str, Any]) -> int:
@@ -95,7 +110,7 @@ def look_around(
 ) -> tuple[Sight | None, PublishError | None]:
     """Return what a node shows now, or what was seen last and why it has to do."""
     try:
-        publisher = told(choose(arguments.via, network))
+        publisher = told(_way(arguments, network, lambda: _root_key(directory, arguments)))
         return look(directory, network, publisher, now_ms()), None
     except PublishError as error:
         return last_seen(directory, network, now_ms()), error
