@@ -26,8 +26,10 @@ from provisioning.membership import Member
 
 log = logging.getLogger(__name__)
 
-# Changes come in swarms, and each look costs a pass over all secrets.
+# Changes come in swarms, and each look is a pass over all secrets (10 ms for 1,000 boxes on a PC):
+# looking takes a tenth of the time at most.
 PAUSE_SECONDS = 0.1
+SHARE = 9.0
 CONCERNS = frozenset({SECRET, MEMBER, REVOKED, EPOCH})
 UNSTORED_MAX = 256
 
@@ -59,6 +61,7 @@ class Vault:
         self._alive = alive
         self._name_of = name_of
         self._due = float("-inf")
+        self._not_before = float("-inf")
         self._unstored: dict[bytes, Callable[[], None]] = {}
 
     # Fed by the shell
@@ -66,7 +69,8 @@ class Vault:
     def changed(self, change: Change) -> None:
         """Take note of a change of the replica; own writes are on the disk then."""
         if change.entry.bucket in CONCERNS:
-            self._due = min(self._due, self._clock() + PAUSE_SECONDS)
+            soon = max(self._clock() + PAUSE_SECONDS, self._not_before)
+            self._due = min(self._due, soon)
         if change.new is not None and (done := self._unstored.pop(change.new.entry_id, None)):
             done()
 
@@ -81,7 +85,9 @@ class Vault:
         now_ms = self._gossip.timekeeper.now_ms(mono)
         writes = self._keeper.look(self._members(), now_ms, mono, alive=alive)
         due = self._keeper.next_timer()
-        self._due = float("inf") if due is None else max(due, mono + PAUSE_SECONDS)
+        took = self._clock() - mono
+        self._not_before = mono + took + max(PAUSE_SECONDS, SHARE * took)
+        self._due = float("inf") if due is None else max(due, self._not_before)
         try:
             for one in writes:
                 self._write(one)
