@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,6 +81,18 @@ class Store:
         """Remove a key if it is there; the result is as for :meth:`put`."""
         if self._entries.pop(key, None) is not None:
             self._unsaved[key] = None
+        return self.retry()
+
+    def change(self, values: Mapping[str, bytes | None]) -> bool:
+        """Set or (None) remove several keys in one write; the result is as for :meth:`put`."""
+        for key, value in values.items():
+            if self._entries.get(key) == value:
+                continue
+            if value is None:
+                del self._entries[key]
+            else:
+                self._entries[key] = value
+            self._unsaved[key] = value
         return self.retry()
 
     def retry(self) -> bool:

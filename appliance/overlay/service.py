@@ -46,6 +46,7 @@ T = TypeVar("T")
 SEED_SECONDS = 120.0
 REVIVE_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 5.0
+REMEMBER_SECONDS = 1.0
 
 
 class Overlay:
@@ -91,6 +92,8 @@ class Overlay:
         self._revive_at = 0.0
         self._stopped = False
         self._timing = False
+        self._to_remember: dict[str, bytes | None] = {}
+        self._writing: asyncio.TimerHandle | None = None
 
     # Life
 
@@ -131,13 +134,14 @@ class Overlay:
         """Stop looking and answering; the tunnel, its addresses and its peers stay."""
         self._stopped = True
         loop = asyncio.get_running_loop()
-        for timer in (self._timer, self._settle):
+        for timer in (self._timer, self._settle, self._writing):
             if timer is not None:
                 timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        self._write()
         if self._monitor is not None:
             loop.remove_reader(self._monitor)
             self._monitor.close()
@@ -265,10 +269,7 @@ class Overlay:
                 if self._mdns is not None:
                     self._mdns.rotate()
             case events.Remember(key, value):
-                if value is None:
-                    self._store.delete(key)
-                else:
-                    self._store.put(key, value)
+                self._remember(key, value)
             case events.Log(level, message, fields):
                 extra = {f"skerry_{name}": value for name, value in fields.items()}
                 log.log(level, "%s", message, extra=extra)
@@ -284,6 +285,17 @@ class Overlay:
                     await self._perform_on_tunnel(action, self._table)
             case _ if self._perform_other is not None:
                 await self._perform_other(action)
+
+    def _remember(self, key: str, value: bytes | None) -> None:
+        """Have a hint written soon, with others: each write waits for the disk."""
+        if not self._to_remember and not self._stopped:
+            loop = asyncio.get_running_loop()
+            self._writing = loop.call_later(REMEMBER_SECONDS, self._write)
+        self._to_remember[key] = value
+
+    def _write(self) -> None:
+        values, self._to_remember = self._to_remember, {}
+        self._store.change(values)
 
     def _send(self, action: events.Send | events.SendInside | events.Broadcast) -> None:
         match action:

@@ -51,6 +51,26 @@ def test_what_was_put_is_there_after_a_restart(tmp_path: Path) -> None:
     store.close()
 
 
+def test_several_keys_change_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.db"
+    store = open_store(path)
+    assert store.put("gone", b"x")
+    written: list[dict[str, bytes | None]] = []
+    real = database.write
+
+    def write(connection: sqlite3.Connection, values: dict[str, bytes | None]) -> None:
+        written.append(dict(values))
+        real(connection, values)
+
+    monkeypatch.setattr(store_module, "write", write)
+    assert store.change({"a": b"1", "b": b"2", "gone": None, "never": None})
+    assert written == [{"a": b"1", "b": b"2", "gone": None}]
+    assert store.change({"a": b"1", "never": None})
+    assert len(written) == 1
+    store.close()
+    assert open_store(path).items() == {"a": b"1", "b": b"2"}
+
+
 def test_it_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     store = open_store(tmp_path / "state.db")
     store.put("key", b"value")
