@@ -11,8 +11,9 @@ from appliance.ledger.rules import MEMBER
 from appliance.ledger.state import Replica
 from appliance.operator.resolve import names_of, revoked_grants, revoked_nodes
 from appliance.operator.sight import Sight
-from appliance.operator.statements import OPERATOR_LABEL, read_reason
+from appliance.operator.statements import read_reason
 from appliance.overlay.addresses import ula_address
+from appliance.overlay.visitors import is_visitor
 from provisioning import codec
 from provisioning.errors import FormatError
 from provisioning.grant import Grant, read_grant
@@ -63,7 +64,7 @@ def node_rows(
     given = assigned.labels(replica, now_ms)
     rows = []
     for one in replica.directory:
-        if OPERATOR_LABEL in one.labels:
+        if is_visitor(one.labels):
             continue
         packed = held.get(one.node_id) or view.fixed.get(one.node_id)
         rows.append(
@@ -130,5 +131,5 @@ def _seen(replica: Replica | None) -> Iterator[Grant]:
             grant = read_grant(record.grant)
         except FormatError:
             continue
-        if OPERATOR_LABEL not in grant.labels:
+        if not is_visitor(grant.labels):
             yield grant

@@ -30,6 +30,7 @@ from appliance.ledger.state import TRANSIENT, Replica, Verdict
 from appliance.ledger.writer import Writer
 from appliance.operator.errors import OperatorError
 from appliance.operator.rootkey import RootKey
+from appliance.overlay.visitors import is_visitor
 from provisioning import codec
 from provisioning.errors import FormatError
 from provisioning.keys import SEED_SIZE, id_text, random_bytes
@@ -37,8 +38,6 @@ from provisioning.membership import Member
 from provisioning.network import EPOCH_MAX
 
 REASON_MAX = 200
-# A grant with this label is of an operator who looks in, and no member (visitor).
-OPERATOR_LABEL = f"{assigned.RESERVED_LABELS}operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +201,7 @@ class Desk:
         within: dict[tuple[bytes, int | None], frozenset[bytes]] = {}
         found = []
         for one in sorted(members, key=lambda one: one.node_id):
-            if OPERATOR_LABEL in one.labels:
+            if is_visitor(one.labels):
                 continue
             grant = one.grant_id, one.grant_count
             if grant not in within:

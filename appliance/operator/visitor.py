@@ -24,7 +24,6 @@ from appliance.ledger.errors import EntryError, MessageError
 from appliance.ledger.messages import Ack, Digests, Entries, Ids, Message, Ping, Want
 from appliance.ledger.state import Replica, Verdict
 from appliance.operator.rootkey import RootKey
-from appliance.operator.statements import OPERATOR_LABEL
 from appliance.overlay import events, wire
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
@@ -44,6 +43,7 @@ from appliance.overlay.otp import Seed
 from appliance.overlay.post import Letter, Post
 from appliance.overlay.seal import Sealer
 from appliance.overlay.sessions import Sessions
+from appliance.overlay.visitors import OPERATOR_LABEL
 from provisioning.identity import Identity, new_identity, read_identity, write_identity
 from provisioning.membership import CertificateError, Member
 from provisioning.token import make_token

@@ -37,12 +37,13 @@ from appliance.overlay.handshake import (
 )
 from appliance.overlay.inbox import Inbox, Proven, Stray
 from appliance.overlay.liveness import Change
-from appliance.overlay.peers import CLAIM_KEY, Peer, load_peers, owner_of, peer_log
+from appliance.overlay.peers import CLAIM_KEY, Peer, fall_silent, load_peers, owner_of, peer_log
 from appliance.overlay.post import Letter, Post
 from appliance.overlay.refusals import Refusals
 from appliance.overlay.seal import Sealer
 from appliance.overlay.timing import TimeDesk
 from appliance.overlay.upkeep import Upkeep
+from appliance.overlay.visitors import Visitors
 from appliance.overlay.watch import LOWER_WAITS, Watch
 from appliance.problem import Problem
 from provisioning.identity import Identity
@@ -99,6 +100,7 @@ class Core:
         self._post = Post(sealer, random)
         self._watch = Watch(identity.node_id, self.peers, self._post, random, vpn=config.vpn)
         self._courier = Courier(identity.node_id, self.peers, self._post, vpn=config.vpn)
+        self._visitors = Visitors(self.peers, self._courier.sessions)
         self._inbox = Inbox(self._post, self._courier, self.peers, self._usable, config.vpn)
         self._door = Door(admits, self.peers)
         self._own: tuple[str, ...] = ()
@@ -181,15 +183,13 @@ class Core:
             case events.TunnelStats(peers):
                 self._upkeep.take(peers)
                 self._places_changed = True
-            case events.Tick():
-                pass
         self._due(now, actions)
         return actions
 
     def next_timer(self) -> float | None:
         """Return the monotonic time of the next `Tick` that has something to do."""
-        times = [one.next_timer() for one in (self._upkeep, self._greeter, self._watch)]
-        times.append(self._overlap_ends)
+        parts = self._upkeep, self._greeter, self._watch, self._visitors
+        times = [self._overlap_ends, *(one.next_timer() for one in parts)]
         return min((one for one in times if one is not None), default=None)
 
     # What the ledger and its owner want
@@ -320,6 +320,7 @@ class Core:
 
     def _proven(self, got: Proven, source: Endpoint | None, now: Now, actions: Actions) -> None:
         peer = got.peer
+        self._visitors.heard(peer, now)
         if source is None or isinstance(got.payload, wire.Carried):
             self._spoke(peer, got.epoch, now, actions)
         if isinstance(got.payload, wire.Probe):
@@ -366,10 +367,7 @@ class Core:
                     actions.append(events.RefusedBy(member.node_id, member.name, cause, detail))
                 case GaveUp(target):
                     # Its lead says when to try again.
-                    for peer in self.peers.values():
-                        if peer.endpoint == target and not peer.up and not peer.silent:
-                            peer.silent = True
-                            self.generation += 1
+                    self.generation += fall_silent(self.peers.values(), target)
 
     def _accept(self, one: Accepted, now: Now, actions: Actions) -> None:
         member, body = one.member, one.body
@@ -398,6 +396,8 @@ class Core:
             peer.epoch = body.epoch
         peer.member, peer.certificate, peer.silent = member, one.certificate, False
         peer.boot, peer.serial, peer.accepted_at = body.boot, body.serial, now.mono
+        if self._visitors.welcome(peer, one.source, now, actions):
+            return
         self.claims.note(peer, body)
         listed = tuple(unpack_endpoint(packed) for packed in body.candidates)
         peer.locate(one.source, tuple(place for place in listed if self._usable(place)))
@@ -454,6 +454,7 @@ class Core:
             self.generation += 1
             self._greeter.leads.hasten(peer.node_id, now.mono)
         actions += self._upkeep.due(now.mono)
+        self.generation += self._visitors.leave(now.mono)
         if said := self.guard.report(now.mono):
             actions.append(events.Log(logging.WARNING, said, {"event": "flood"}))
         if self._places_changed:

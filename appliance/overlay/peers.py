@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -158,6 +158,14 @@ def owner_of(wg_key: bytes, own: Member, peers: Mapping[bytes, Peer]) -> bytes |
     if wg_key == own.wg_key:
         return own.node_id
     return next((one.node_id for one in peers.values() if one.member.wg_key == wg_key), None)
+
+
+def fall_silent(peers: Iterable[Peer], endpoint: Endpoint) -> int:
+    """Note that nobody answers at an endpoint; return for how many peers that is news."""
+    found = [one for one in peers if one.endpoint == endpoint and not one.up and not one.silent]
+    for one in found:
+        one.silent = True
+    return len(found)
 
 
 def peer_log(level: int, message: str, peer: Peer, event: str) -> Log:

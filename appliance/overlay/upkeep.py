@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from appliance.overlay import events
 from appliance.overlay.peers import Peer
+from appliance.overlay.visitors import is_visitor
 
 # Peers that WireGuard has from an earlier run and nobody vouched for since are removed after this.
 ADOPTION_SECONDS = 90.0
@@ -66,7 +67,8 @@ class Upkeep:
         """Return what sets these peers as they are now."""
         if not self.vpn:
             return []
-        return [events.SetPeer(one.member.wg_key, one.endpoint, one.allowed) for one in changed]
+        members = [one for one in changed if not is_visitor(one.member.labels)]
+        return [events.SetPeer(one.member.wg_key, one.endpoint, one.allowed) for one in members]
 
     def remove(self, peer: Peer) -> list[events.Action]:
         """Return what removes a peer and the connections with it."""

@@ -10,11 +10,13 @@ import pytest
 
 from appliance.ledger.epochs import announcements
 from appliance.operator.rootkey import RootKey
-from appliance.operator.statements import OPERATOR_LABEL, Desk
+from appliance.operator.statements import Desk
 from appliance.operator.visitor import AGAIN_SECONDS, Visitor, parse_target
 from appliance.overlay import events
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
+from appliance.overlay.visitors import OPERATOR_LABEL, SILENT_SECONDS
+from provisioning.keys import id_text
 from provisioning.network import NetworkInfo
 from tests.fakes.control_world import (
     PORT,
@@ -151,12 +153,20 @@ def test_a_visitor_is_no_member_and_leaves_nothing_in_the_ledger() -> None:
     before = contents(nodes[0])
     visitor = world.visit(nodes[0])
     assert world.run(10, until=lambda: visitor.calm)
+    own = visitor._identity.member()
+    assert own.node_id in nodes[0].plane.core.contacts()
+    assert own.wg_key not in nodes[0].wireguard
+    assert not any(id_text(own.node_id) in key for key in nodes[0].store)
+    # A tunnel that is made again does not hear of it either.
+    again = nodes[0].plane.tunnel()
+    assert own.wg_key not in {one.key for one in again if isinstance(one, events.SetPeer)}
     world.gone = True
-    world.run(20)
+    world.run(SILENT_SECONDS + 5)
+    assert own.node_id not in nodes[0].plane.peers
+    assert nodes[1].node_id in nodes[0].up()
     members = {one.node_id for one in nodes[0].plane.gossip.replica.directory}
     assert members == {one.node_id for one in nodes}
     assert contents(nodes[0]) == contents(nodes[1])
-    own = visitor._identity.member()
     assert own.labels == {OPERATOR_LABEL: "1"}
     assert not any(one.owner == own.node_id for one in nodes[0].plane.gossip.replica)
     assert len(contents(nodes[0]) ^ before) < 10
