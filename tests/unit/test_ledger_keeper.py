@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from appliance.ledger import keeper
 from appliance.ledger.entry import Entry
+from appliance.ledger.hlc import MS_MAX
 from appliance.ledger.keeper import Info, Keeper, Write
 from appliance.ledger.rules import BUCKETS
 from appliance.ledger.secrets import (
+    ADOPTED_MAX,
     GENERATION_MAX,
     SECRET,
     SecretError,
@@ -457,6 +459,52 @@ def test_nobody_passes_a_secret_on_before_it_knows_whom_an_epoch_leaves_behind()
     world.settle()
     assert world.values()[7] == b"one"
     assert not world.info().exposed
+
+
+LIES = st.tuples(
+    st.sampled_from([1, 2, 7, ADOPTED_MAX, ADOPTED_MAX + 1, GENERATION_MAX]),
+    st.sampled_from([0, NOW, MS_MAX]),
+    st.sampled_from(["removed", "nothing", "true", "box of another", "junk"]),
+    st.sets(st.integers(1, 4), max_size=4),
+    st.booleans(),
+    st.booleans(),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(LIES, min_size=1, max_size=4), st.booleans())
+def test_whatever_a_bad_server_leaves_the_name_is_good_again_once_it_is_out(
+    lies: list[tuple[int, int, str, set[int], bool, bool]], begun: bool
+) -> None:
+    world = World(START)
+    if begun:
+        world.put(1, b"one")
+        world.settle()
+    bad = world.places[3]
+    bad.up = False  # its own keeper does nothing: all that it writes stands here
+    for generation, put_ms, kind, boxes, exposed, copied in lies:
+        lie = make(NETWORK, "k3s", b"lie", ["agent"], generation, put_ms)
+        version = replace(lie.version, commitment=b"") if kind == "removed" else lie.version
+        writes = [Write("k3s", notice_value(version, exposed=exposed, copied=copied))]
+        for number in boxes if kind not in {"removed", "nothing"} else ():
+            to = world.places[number].node
+            other = world.places[number % 4 + 1].node if kind == "box of another" else to
+            member = bad.replica.directory.member(other.node_id)
+            assert member is not None
+            value = seal(NETWORK, lie, member)
+            value = value[:-1] + bytes([value[-1] ^ 1]) if kind == "junk" else value
+            writes.append(Write(box_key("k3s", to.node_id), value))
+        world.perform(bad, writes)
+        world.settle(world.mono + 400)
+    world.publish(revocation(SERVERS[2]))
+    world.settle(world.mono + 400)
+    world.put(2, b"new", "agent")
+    world.settle(world.mono + 400)
+    assert {number: world.values()[number] for number in (1, 2, 4)} == dict.fromkeys(
+        (1, 2, 4), b"new"
+    )
+    assert not world.info().exposed
+    assert not world.info().unreadable_from
 
 
 # Anything, in any order
