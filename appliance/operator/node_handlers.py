@@ -19,6 +19,7 @@ from appliance.operator.shared import (
     look_around,
     now_ms,
     say_sight,
+    say_waiting,
     seen_facts,
     working,
 )
@@ -44,6 +45,7 @@ def node_ls(arguments: argparse.Namespace) -> int:
         print(json.dumps(seen_facts(sight) | {"nodes": [asdict(one) for one in rows]}))
         return 0
     say_sight(sight, trouble)
+    say_waiting(directory, network)
     lines = [
         (
             one.name,

@@ -13,6 +13,7 @@ from typing import Any
 
 from appliance.ledger.assigned import read_id
 from appliance.operator.errors import OperatorError, PublishError
+from appliance.operator.outbox import load_outbox
 from appliance.operator.publisher import Fetched, LocalPublisher, Publisher, Result, choose
 from appliance.operator.rootkey import RootKey
 from appliance.operator.sight import Sight, last_seen, look
@@ -122,6 +123,13 @@ def say_sight(sight: Sight, trouble: PublishError | None) -> None:
         console.note(f"{trouble}; this is what was seen {moment_text(sight.at_ms / 1000)}")
     if sight.unread:
         console.note(f"{sight.unread} entries there could not be read; is this Skerry older?")
+
+
+def say_waiting(directory: Path, network: NetworkInfo) -> None:
+    """Say what this machine has said that is not in the list yet."""
+    waiting = len(load_outbox(directory, network).pending)
+    if waiting:
+        console.note(f"{waiting} statement(s) wait in the outbox: skerry network sync")
 
 
 def seen_facts(sight: Sight) -> dict[str, Any]:

@@ -246,7 +246,7 @@ class Desk:
         """Put nodes and grants out for ever; return the epochs that begin thereby.
 
         Without ``epoch``, the network's secret stays: for a machine that is in one's own hands.
-        One that is out already gets its epoch if it had none.
+        One that is out already gets its epoch if it had none. With neither, only an epoch begins.
         """
         value = reason_value(reason)
         nodes, grants = set(nodes), set(grants)
@@ -256,7 +256,7 @@ class Desk:
         for key in keys:
             if self.replica.get(REVOKED, key, self.now_ms) is None:
                 self._write(REVOKED, key, value)
-        begun = self.new_epochs() if epoch and self._unnamed(keys) else ()
+        begun = self.new_epochs() if epoch and (not keys or self._unnamed(keys)) else ()
         for node in sorted(gone):
             for kind in (assigned.ADDRESS, assigned.NAME, assigned.LABELS, assigned.ADMITTED):
                 self._take_back(assigned.node_key(node, kind))

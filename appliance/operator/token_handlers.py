@@ -23,6 +23,7 @@ from appliance.operator.shared import (
     now_ms,
     report_facts,
     say_sight,
+    say_waiting,
     seen_facts,
     working,
 )
@@ -63,6 +64,7 @@ def token_ls(arguments: argparse.Namespace) -> int:
         console.note(f"{trouble}; who used them, and which are closed or revoked, is unknown")
     else:
         say_sight(sight, trouble)
+    say_waiting(directory, network)
     lines = [_grant_line(one.note, one.state, one.used, made_here=one.made_here) for one in rows]
     print(console.table(("GRANT", "ROLES", "LABELS", "EXPIRES", "USED", "STATE", "MADE"), lines))
     return 0

@@ -6,6 +6,7 @@ import io
 import ipaddress
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from appliance.operator.errors import PublishError
 from appliance.operator.outbox import load_outbox
 from appliance.operator.publisher import BATCH_BYTES, LocalPublisher, choose
 from appliance.operator.ssh import SshPublisher
+from appliance.operator.visit import Visit
 from provisioning import operator_files
 from provisioning.operator_files import PassphraseCost, create_network
 from provisioning.operator_grants import GRANTS_FILE, load_grants
@@ -23,7 +25,7 @@ from provisioning.settings import Settings
 from provisioning.token import Token
 from skerry.__main__ import main
 from tests.fakes.ledger import network, node
-from tests.fakes.operator import LATER, FakeNode, fake_node, make_directory
+from tests.fakes.operator import LATER, ROOT, FakeNode, fake_node, make_directory
 
 NODES = [node(number) for number in (1, 2, 3)]
 A, B, C = NODES
@@ -196,6 +198,8 @@ def test_without_a_node_lists_say_what_is_unknown(capsys: Captured, home: Path) 
     assert Token.parse(out).network.epoch == 0
     assert "not yet published" in err
     assert len(load_outbox(home, network()).pending) == 1
+    _, err = run(capsys, "token", "ls")
+    assert "1 statement(s) wait in the outbox" in err
 
 
 def test_a_wrong_passphrase_signs_nothing(
@@ -280,6 +284,12 @@ def test_the_way_is_what_the_words_say(tmp_path: Path) -> None:
     for via in ("ssh://", "ssh://-oProxyCommand=x", "ssh://a b", "ssh://a:99999", "ssh://$(x)"):
         with pytest.raises(PublishError):
             choose(via, network())
+    assert choose("node:1", network(), visit=partial(Visit, ROOT)).where == "node:1"
+    with pytest.raises(PublishError, match="no way"):
+        choose("node:1", network())
+    for via in ("node:0", "-o", ""):
+        with pytest.raises(PublishError, match="is not found"):
+            Visit(ROOT, via).fetch()
     (tmp_path / "here").touch()
     assert choose(None, network(), socket=tmp_path / "here").where == str(tmp_path / "here")
     with pytest.raises(PublishError, match="no node of network"):

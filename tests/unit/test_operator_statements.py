@@ -127,6 +127,15 @@ def test_revoking_again_says_nothing_new_and_a_removed_one_gets_its_epoch() -> N
     assert len(at.made) == made
 
 
+def test_an_epoch_can_begin_without_a_revocation() -> None:
+    at = desk()
+    assert at.revoke() == (1,)
+    assert at.revoke(epoch=False) == ()
+    here = taken(at.made)
+    assert announcements(here, LATER)[1].excluded == ()
+    assert {secrets_of(one, here).current for one in NODES} == {1}
+
+
 def test_a_revoked_grant_takes_its_nodes_along_and_frees_what_was_fixed_for_them() -> None:
     other = node(9, by=9)
     at = desk(replica([*NODES, other]))
