@@ -55,6 +55,8 @@ def test_a_ledger_that_was_lost_is_filled_again_and_written_on() -> None:
         alike(nodes, "shared", {"before": "1"}, 15)
         one.kill()
         (one.state_dir / "ledger.db").write_bytes(b"what a dying disk leaves" * 500)
+        for rest in one.state_dir.glob("ledger.db-*"):
+            rest.unlink()
         put(two, "shared", "meanwhile", b"2")
         one.start()
         together(nodes)

@@ -127,4 +127,6 @@ def test_a_member_that_names_the_tunnel_key_of_another(known: bool) -> None:
         wait_until(lambda: member.sees(victim) and victim.sees(member), 20, "the victim is a peer")
         (entry,) = [peer for peer in member.peers() if peer["name"] == "victim"]
         assert entry["endpoint"] == f"{victim.address}:{PORT}"
-        assert member.reaches(victim.overlay_addresses()[0])
+        wait_until(
+            lambda: member.reaches(victim.overlay_addresses()[0]), 10, "the victim is reached"
+        )
