@@ -62,9 +62,10 @@ class Work:
     def do(self, intent: Callable[[Desk, Sight], T], *, blind: bool = False) -> tuple[T, Report]:
         """Carry out an intent and publish what it says.
 
-        Without a node that answers it works on what was seen last, and the outbox keeps what it
-        says; ``blind`` allows that even if nothing was ever seen. Raises what the intent raises
-        (nothing is kept then), PublishError if nothing could be done, ClockError.
+        What was left over is published first, and if that cannot be, nothing else is. Without a
+        node that answers it works on what was seen last, and the outbox keeps what it says;
+        ``blind`` allows that even if nothing was ever seen. Raises what the intent raises (nothing
+        of it is kept then), PublishError if nothing could be done, ClockError.
         """
         report = Report(epoch=self.root.network.epoch)
         sight = self._sight(report, blind=blind)
@@ -76,15 +77,20 @@ class Work:
         report.superseded = len(settled.superseded)
         trouble = desk.epoch_trouble(settled.displaced)
         self._learn(desk, report)
-        known = set(desk.secrets)
+        outbox = self._left_over(outbox, desk, settled)
+        if sight.fresh:
+            outbox = self._publish(outbox, (*settled.resend, *desk.made), report)
+        held_up = bool(outbox.pending)
+        known, before = set(desk.secrets), len(desk.made)
         done = intent(desk, sight)
         if trouble is not None and known == set(desk.secrets):
             begun = desk.new_epochs()
             self.note(f"{trouble}: epoch {begun[-1]} begins in its place")
-        report.made = len(desk.made)
-        outbox = self._keep(outbox, desk, settled)
-        if sight.fresh:
-            outbox = self._publish(outbox, (*settled.resend, *desk.made), report)
+        made = desk.made[before:]
+        report.made = len(made)
+        outbox = self._save(outbox, desk, (*outbox.pending, *made), outbox.sent)
+        if sight.fresh and not held_up:
+            outbox = self._publish(outbox, made, report)
         report.waiting = len(outbox.pending)
         return done, report
 
@@ -123,25 +129,25 @@ class Work:
         self.root = replace(self.root, network=network)
         report.epoch = number
 
-    def _keep(self, before: Outbox, desk: Desk, settled: Settled) -> Outbox:
-        """Write down all that is to be sent, before anything is."""
+    def _left_over(self, before: Outbox, desk: Desk, settled: Settled) -> Outbox:
+        """Write down what of the outbox is still to be sent, or to be seen again."""
         again = {one.entry_id for one in settled.resend}
         sent = tuple(one for one in before.sent if one.entry_id in again)
         pending = tuple(one for one in before.pending if one.entry_id in again)
-        unseen = (*sent, *pending, *desk.made)
-        needed = {epoch_of(one.key) for one in unseen if one.bucket == EPOCH}
+        return self._save(before, desk, (*pending, *desk.made), sent)
+
+    def _save(
+        self, before: Outbox, desk: Desk, pending: tuple[Entry, ...], sent: tuple[Entry, ...]
+    ) -> Outbox:
+        """Write down all that is to be sent, before anything is."""
+        needed = {epoch_of(one.key) for one in (*sent, *pending) if one.bucket == EPOCH}
         network = self.root.network
-        outbox = Outbox(
-            desk.sequence,
-            desk.stamp,
-            (*pending, *desk.made),
-            sent,
-            {
-                number: secret
-                for number, secret in desk.secrets.items()
-                if number in needed or number > network.epoch
-            },
-        )
+        secrets = {
+            number: secret
+            for number, secret in desk.secrets.items()
+            if number in needed or number > network.epoch
+        }
+        outbox = Outbox(desk.sequence, desk.stamp, pending, sent, secrets)
         if outbox != before:
             save_outbox(self.directory, network, outbox)
         return outbox

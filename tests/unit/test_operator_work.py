@@ -189,6 +189,27 @@ def test_what_was_not_confirmed_is_published_first(home: Path) -> None:
     assert [one.value for one in at.log] == [b"kitchen", b"attic"]
 
 
+def test_what_waits_is_published_even_if_the_next_command_is_refused(home: Path) -> None:
+    at = fake_node(NODES)
+    at.fate = lambda _: PublishError("the line broke", hint="try again")
+    do(home, at, rename("n1", "kitchen"))
+    at.fate = lambda _: None
+    with pytest.raises(OperatorError, match="nobody"):
+        do(home, at, rename("nobody", "attic"))
+    assert [one.value for one in at.log] == [b"kitchen"]
+    assert not load_outbox(home, network()).pending
+
+
+def test_nothing_new_overtakes_what_waits(home: Path) -> None:
+    at = fake_node(NODES)
+    full = Result("rejected", "the ledger is full")
+    at.fate = lambda one: full if one.value == b"kitchen" else None
+    do(home, at, rename("n1", "kitchen"))
+    report = do(home, at, rename("n2", "attic"))
+    assert report.waiting == 2
+    assert not at.log
+
+
 def test_without_a_node_the_outbox_keeps_it_and_nothing_seen_is_an_error(home: Path) -> None:
     at = fake_node(NODES)
     at.down = True
