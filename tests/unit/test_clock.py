@@ -147,13 +147,10 @@ def test_what_the_kernels_words_mean(
     assert judge_kernel(state, status, max_error_us).synced is synced
 
 
-def test_this_kernel_answers_quickly() -> None:
+def test_this_kernel_answers_and_what_it_takes_to_ask_is_made_once() -> None:
     said = read_kernel()
     assert said is None or 0 <= said.max_error_us <= 16_000_000
-    begun = time.perf_counter()
-    for _ in range(100):
-        read_kernel()
-    assert time.perf_counter() - begun < 0.1
+    assert clock._adjtimex() is clock._adjtimex()
 
 
 # Asking
