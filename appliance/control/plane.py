@@ -218,7 +218,7 @@ class ControlPlane:
     # Flow
 
     def _moment(self, mono: float) -> Now:
-        self._mono = mono
+        self._mono = self.policies.mono = mono
         return Now(mono, self.unix(mono))
 
     def _look_at_time(self, now: Now, out: list[Action]) -> None:

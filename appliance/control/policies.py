@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -68,6 +69,8 @@ class Policies:
     ) -> None:
         self.secrets = secrets
         self.places = Places(None, {})
+        # The monotonic time of what is under way; the plane keeps it right.
+        self.mono = 0.0
         self._identity = identity
         self._network_id = identity.network.network_id
         self._config = core.config
@@ -82,7 +85,6 @@ class Policies:
         self._standing_until = 0.0
         self._dirty = set(_MATTERS)
         self._due: float | None = None
-        self._mono = 0.0
         self._hosts: tuple[str, ...] = ()
         self._endpoints_due: float | None = None
         self._refused_write: Problem | None = None
@@ -94,16 +96,17 @@ class Policies:
 
     def judge(self, member: Member) -> Denied | None:
         """Return why a node is not let in, None if it is."""
-        if member.grant_count is None or self._replica.directory.member(member.node_id):
-            return self._where_all_stand().judge(member)
-        # Its certificate is not in the ledger yet: what if it were?
-        return self._reckon((member,)).judge(member)
+        found = self._where_all_stand()
+        if member.grant_count is not None and not self._replica.directory.member(member.node_id):
+            # Its certificate is not in the ledger yet: what if it were?
+            found = self._reckon((member,))
+        return replace(found, now=self._now_ms(self.mono) / 1000).judge(member)
 
     # Told by the plane
 
     def begin(self, now: Now) -> None:
         """Let the core know what it has to before it starts."""
-        self._mono = self._due = now.mono
+        self.mono = self._due = now.mono
         self._new_secrets()
         # With what was known before: a restart takes no address away, not for a moment.
         if self._config.vpn:
@@ -116,14 +119,14 @@ class Policies:
             self._dirty.add(entry.bucket)
             self._standing = None
             if self._due is None:
-                self._due = self._mono + SETTLE_SECONDS
+                self._due = self.mono + SETTLE_SECONDS
         elif entry.bucket == NODE and entry.key.endswith("/endpoints"):
             self._moved[entry.owner] = _endpoints(entry.value)
 
     def liveness_changed(self) -> None:
         """Others may have to bear witness now."""
         self._dirty.add(WITNESS)
-        self._due = self._due or self._mono + SETTLE_SECONDS
+        self._due = self._due or self.mono + SETTLE_SECONDS
 
     def local_addresses(self, hosts: tuple[str, ...]) -> None:
         """Take note of where this node is now."""
@@ -256,7 +259,7 @@ class Policies:
 
     def decide(self, now: Now) -> Iterator[Step]:
         """Yield what is to be done now."""
-        self._mono = now.mono
+        self.mono = now.mono
         peers = self._core.peers
         self._newcomer.meet(peers, contact=any(one.up for one in peers.values()), mono=now.mono)
         informed = self._newcomer.due()
@@ -405,9 +408,9 @@ class Policies:
     # Standing
 
     def _where_all_stand(self) -> Standing:
-        if self._standing is None or self._standing_until <= self._mono:
+        if self._standing is None or self._standing_until <= self.mono:
             self._standing = self._reckon()
-            self._standing_until = self._mono + STANDING_SECONDS
+            self._standing_until = self.mono + STANDING_SECONDS
         return self._standing
 
     def _reckon(
@@ -420,7 +423,7 @@ class Policies:
             own=self._identity.member(),
             known=known,
             candidates=candidates,
-            now_ms=self._now_ms(self._mono),
+            now_ms=self._now_ms(self.mono),
         )
 
     def _now_ms(self, mono: float) -> int:
