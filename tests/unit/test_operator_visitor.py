@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliance.ledger.epochs import announcements
 from appliance.operator.rootkey import RootKey
@@ -16,6 +19,7 @@ from appliance.overlay import events
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.visitors import OPERATOR_LABEL, SILENT_SECONDS
+from provisioning import codec
 from provisioning.keys import id_text
 from provisioning.network import NetworkInfo
 from tests.fakes.control_world import (
@@ -209,3 +213,27 @@ def test_where_to_is_read(text: str, found: tuple[str, int]) -> None:
 def test_where_to_cannot_be_anything(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         parse_target(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300), st.integers(1, 7), st.booleans())
+def test_what_a_bad_node_says_in_its_session_changes_nothing(
+    data: bytes, kind: int, well_formed: bool
+) -> None:
+    world, nodes, visitor = met()
+    before = known(visitor)
+    said = codec.encode((1, kind, data)) if well_formed else data
+    own = visitor._identity.member()
+    for one in nodes[0].plane.core.carry(own.node_id, said, world.moment(nodes[0])):
+        assert isinstance(one, events.Send)
+        visitor.datagram(one.data, visitor.target, world.here())
+    assert known(visitor) == before
+    assert visitor.trouble is None
+
+
+@functools.cache
+def met() -> tuple[Visited, list[Node], Visitor]:
+    world, nodes = formed(2)
+    visitor = world.visit(nodes[0])
+    assert world.run(10, until=lambda: visitor.calm)
+    return world, nodes, visitor
