@@ -2,9 +2,9 @@
 
 What a time server disciplines the kernel knows (adjtimex(2)). The supervisor's unit is kept from
 that call even for reading (ProtectClock=), so there the file that systemd-timesyncd touches at each
-synchronisation tells. Whether the machine has a clock that runs while it is off, the kernel's class
-of real-time clocks tells: without one, the time that a boot begins with is no more than the last
-one known, however possible it looks.
+synchronisation tells. Whether the clock went on while the machine was off, a real-time clock that
+shows the same tells: without one, the time that a boot begins with is no more than the last one
+known, however possible it looks.
 
 A wrong clock of such a machine is repaired once per boot: the supervisor leaves the time that its
 members agree on in a file (`ask`), and a small root service, which trusts that file for nothing,
@@ -43,6 +43,8 @@ CEILING_MS = 10 * 365 * 86_400_000
 STALE_MS = 10 * 60_000
 # An RTC that shows about what the system shows is where that comes from.
 RTC_SLACK_MS = 3_600_000
+# Reading an RTC may take milliseconds.
+RTC_SECONDS = 600.0
 _REQUEST_LIMIT = 64
 
 
@@ -62,8 +64,8 @@ class Kernel:
 class Look:
     """One look at the clock. Unix milliseconds.
 
-    ``synced``: a time server disciplines it. ``kept``: it runs, or may run, while the machine is
-    off. ``step_ms``: how far somebody moved it since the look before, 0 if it just went on.
+    ``synced``: a time server disciplines it. ``kept``: a real-time clock bears it out, or may do
+    so. ``step_ms``: how far somebody moved it since the look before, 0 if it just went on.
     """
 
     wall_ms: int
@@ -96,7 +98,9 @@ class SystemClock:
         self._boot = boot
         self._kernel = kernel or read_kernel
         self._mark = mark
-        self._kept = has_rtc(rtc_class) is not False
+        self._rtc_class = rtc_class
+        self._kept = False
+        self._asked_rtc: float | None = None
         self._before: tuple[float, float] | None = None
 
     def look(self) -> Look:
@@ -109,6 +113,9 @@ class SystemClock:
             if abs(step) <= STEP_SECONDS + SLEW * run:
                 step = 0.0
         self._before = wall, boot
+        if self._asked_rtc is None or step or boot - self._asked_rtc >= RTC_SECONDS:
+            self._asked_rtc = boot
+            self._kept = is_kept(int(wall * 1000), self._rtc_class)
         return Look(int(wall * 1000), self._synced(wall), self._kept, int(step * 1000))
 
     def _read(self) -> tuple[float, float]:
@@ -194,6 +201,18 @@ def rtc_ms(rtc_class: Path = RTC_CLASS) -> int | None:
             with suppress(OSError, ValueError):
                 found.append(int((one / "since_epoch").read_text()[:24]) * 1000)
     return max(found, default=None)
+
+
+def is_kept(wall_ms: int, rtc_class: Path = RTC_CLASS) -> bool:
+    """Say whether a real-time clock bears out what the clock shows, or may do so.
+
+    One with an empty battery counts from some year long ago, while the system goes by files. A
+    container that sees none is believed: its host has one, as a rule.
+    """
+    if has_rtc(rtc_class) is None:
+        return True
+    rtc = rtc_ms(rtc_class)
+    return rtc is not None and abs(rtc - wall_ms) <= RTC_SLACK_MS
 
 
 # Asking

@@ -17,6 +17,7 @@ from appliance.clock import (
     BEHIND_MS,
     CEILING_MS,
     MARK_SECONDS,
+    RTC_SECONDS,
     RTC_SLACK_MS,
     STALE_MS,
     ClockError,
@@ -26,6 +27,7 @@ from appliance.clock import (
     SystemClock,
     ask,
     has_rtc,
+    is_kept,
     is_marked,
     judge,
     judge_kernel,
@@ -50,6 +52,7 @@ class Machine:
         self.mark = directory / "synchronized"
         self.rtc = directory / "rtc"
         (self.rtc / "rtc0").mkdir(parents=True)
+        self.rtc_shows(EPOCH)
 
     def clock(self) -> SystemClock:
         return SystemClock(
@@ -59,6 +62,9 @@ class Machine:
             mark=self.mark,
             rtc_class=self.rtc,
         )
+
+    def rtc_shows(self, ms: int) -> None:
+        (self.rtc / "rtc0" / "since_epoch").write_text(f"{ms // 1000}\n")
 
     def _boot(self) -> float:
         self.boot += self.delay
@@ -115,18 +121,37 @@ def test_who_may_not_ask_the_kernel_goes_by_timesyncds_mark(here: Machine) -> No
 
 def test_without_a_real_time_clock_what_a_boot_begins_with_is_no_clock(tmp_path: Path) -> None:
     assert has_rtc(tmp_path / "none") is None  # a container: nobody can tell
+    assert is_kept(EPOCH, tmp_path / "none")
     empty = tmp_path / "rtc"
     empty.mkdir()
     assert has_rtc(empty) is False
     assert rtc_ms(empty) is None
-    assert SystemClock(rtc_class=empty).look().kept is False
-    assert SystemClock(rtc_class=tmp_path / "none").look().kept is True
+    assert not is_kept(EPOCH, empty)
     (empty / "rtc0").mkdir()
     assert has_rtc(empty) is True
     assert rtc_ms(empty) is None
     for text, found in (("1795000000\n", EPOCH), ("", None), ("-5\n", -5000), ("x" * 99, None)):
         (empty / "rtc0" / "since_epoch").write_text(text)
         assert rtc_ms(empty) == found
+        # An empty battery: it counts from long ago, and bears nothing out.
+        assert is_kept(EPOCH + 1000, empty) is (found == EPOCH)
+
+
+def test_the_real_time_clock_is_asked_now_and_then_and_after_a_step(here: Machine) -> None:
+    looking = here.clock()
+    assert looking.look().kept
+    here.rtc_shows(EPOCH - 300 * DAY)
+    here.run(5)
+    assert looking.look().kept  # not asked yet
+    here.run(RTC_SECONDS)
+    assert not looking.look().kept
+    here.rtc_shows(EPOCH)
+    here.run(5)
+    assert not looking.look().kept
+    here.run(5, wall=60)
+    assert looking.look().kept
+    here.run(5, wall=5 - 86_400)
+    assert not looking.look().kept
 
 
 @pytest.mark.parametrize(
