@@ -101,11 +101,13 @@ def read_dump(document: Mapping[str, Any], where: str) -> Fetched:
     if any(len(one) > ENTRY_MAX for one in records):
         raise PublishError(f"{where} answers with an entry that is too large", hint=_UPDATE)
     now_ms, states = document.get("now_ms"), read_states(document)
+    own = next((node for node, state in states.items() if state == SELF), None)
+    node_id = document.get("node_id", own)
     return Fetched(
         network_id,
         records,
         now_ms if isinstance(now_ms, int) and not isinstance(now_ms, bool) else None,
-        next((node for node, state in states.items() if state == SELF), None),
+        node_id if isinstance(node_id, str) else own,
         states,
     )
 

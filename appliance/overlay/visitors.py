@@ -11,14 +11,14 @@ import math
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
-from appliance.ledger.assigned import RESERVED_LABELS
 from appliance.overlay import events
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.peers import Peer, peer_log
 from appliance.overlay.sessions import Sessions
 
-OPERATOR_LABEL = f"{RESERVED_LABELS}operator"
+# Of the labels that only a grant can give (`ledger.assigned.RESERVED_LABELS`).
+OPERATOR_LABEL = "skerry.internal/operator"
 SILENT_SECONDS = 60.0
 
 

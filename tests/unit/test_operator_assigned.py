@@ -12,6 +12,7 @@ from appliance.ledger import assigned
 from appliance.ledger.assigned import StatementError
 from appliance.ledger.claims import address_view
 from appliance.ledger.state import Replica, Verdict
+from appliance.overlay.visitors import OPERATOR_LABEL
 from provisioning import codec
 from provisioning.errors import ProvisioningError
 from provisioning.keys import id_text
@@ -123,6 +124,10 @@ def test_any_value_is_read_as_something_or_nothing(value: bytes, kind: str) -> N
 def test_only_one_text_reads_as_an_id(text: str) -> None:
     found = assigned.read_id(text)
     assert found is None or id_text(found) == text
+
+
+def test_no_statement_makes_a_visitor() -> None:
+    assert OPERATOR_LABEL.startswith(assigned.RESERVED_LABELS)
 
 
 def test_what_no_statement_can_say_is_refused_with_words() -> None:

@@ -510,3 +510,8 @@ def test_the_whole_dump_is_taken_as_it_is() -> None:
     fetched = read_dump(document, "somewhere")
     assert fetched.records == tuple(records)
     assert fetched.now_ms is None
+    nodes = [{"node_id": "b", "state": "self"}, {"node_id": "c", "state": "up", "refused": "why"}]
+    fetched = read_dump({**document, "now_ms": 5, "nodes": [*nodes, 7, {"node_id": 1}]}, "there")
+    assert (fetched.now_ms, fetched.node_id) == (5, "b")
+    assert fetched.states == {"b": "self", "c": "refused"}
+    assert read_dump({**document, "node_id": "a", "nodes": "no"}, "there").node_id == "a"
