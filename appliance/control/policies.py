@@ -260,11 +260,13 @@ class Policies:
     def decide(self, now: Now) -> Iterator[Step]:
         """Yield what is to be done now."""
         self.mono = now.mono
-        peers = self._core.peers
-        self._newcomer.meet(peers, contact=any(one.up for one in peers.values()), mono=now.mono)
-        informed = self._newcomer.due()
-        if informed is not None and informed <= now.mono:
-            yield from self._judge_those_met(now)
+        if not self._newcomer.informed:
+            peers = self._core.peers
+            contact = any(one.up for one in peers.values())
+            self._newcomer.meet(peers, contact=contact, mono=now.mono)
+            informed = self._newcomer.due()
+            if informed is not None and informed <= now.mono:
+                yield from self._judge_those_met(now)
         if REVOKED in self._dirty:
             yield from self._expel(now)
         if self._moved:
