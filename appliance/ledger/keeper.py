@@ -105,7 +105,8 @@ class _Trail:
 class Keeper:
     """The secrets of one node. ``mono`` is a monotonic clock in seconds.
 
-    Values are in what :meth:`get` returns and nowhere else that has a repr.
+    Values are in what :meth:`get` returns and nowhere else that has a repr. ``last_exposed`` is
+    what `exposed` said at the last `look`.
     """
 
     def __init__(self, replica: Replica, *, own: bytes, wg_private: bytes, mono: float) -> None:
@@ -119,6 +120,7 @@ class Keeper:
         self._met: set[bytes] = set()
         self._turns = Turns(own)
         self._due: float | None = None
+        self.last_exposed: frozenset[str] = frozenset()
         self._allowance = Allowance(WRITES_PER_SECOND, WRITES_BURST, WRITES_BURST, mono)
 
     # Asked by people and programs
@@ -146,13 +148,7 @@ class Keeper:
 
     def exposed(self, now_ms: int) -> frozenset[str]:
         """Return the secrets whose value somebody has who is out: they want a new one."""
-        return frozenset(
-            name
-            for name, shelf in read_shelves(self._replica, now_ms).items()
-            if shelf.version is not None
-            and not shelf.version.removed
-            and shelf.exposed(shelf.version)
-        )
+        return _exposed(read_shelves(self._replica, now_ms))
 
     def put(
         self, name: str, value: bytes, roles: Iterable[str], members: Iterable[Member], now_ms: int
@@ -217,6 +213,7 @@ class Keeper:
         own = everybody.get(self._own)
         writer = own is not None and may_write(own)
         shelves = read_shelves(self._replica, now_ms)
+        self.last_exposed = _exposed(shelves)
         for name in sorted(shelves.keys() | self._trails.keys()):
             shelf = shelves.get(name, Shelf())
             if own is not None and not _is_for(own, shelf):
@@ -462,6 +459,14 @@ class Keeper:
             ),
             unreadable_from=tuple(sorted({one.writer for one in self._wrong.get(name, ())})),
         )
+
+
+def _exposed(shelves: Mapping[str, Shelf]) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, shelf in shelves.items()
+        if shelf.version is not None and not shelf.version.removed and shelf.exposed(shelf.version)
+    )
 
 
 def _is_for(member: Member, shelf: Shelf) -> bool:

@@ -39,7 +39,8 @@ class Vault:
 
     ``clock`` is the monotonic clock that the gossip runs by; ``members`` gives who is in, this node
     too; ``perform`` does what a write of the ledger causes; ``alive`` gives whom one may count on,
-    ``name_of`` what people call a node (`LedgerAccess.owner_name`).
+    ``name_of`` what people call a node (`LedgerAccess.owner_name`). ``on_exposed`` is called with
+    all exposed secrets when one is found: what lives by it (cluster credentials) puts a new value.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Vault:
         *,
         alive: Callable[[], Collection[bytes]] | None = None,
         name_of: Callable[[bytes], str | None] | None = None,
+        on_exposed: Callable[[frozenset[str]], None] | None = None,
     ) -> None:
         self._keeper = keeper
         self._gossip = gossip
@@ -60,6 +62,8 @@ class Vault:
         self._perform = perform
         self._alive = alive
         self._name_of = name_of
+        self._on_exposed = on_exposed
+        self._exposed: frozenset[str] = frozenset()
         self._due = float("-inf")
         self._not_before = float("-inf")
         self._unstored: dict[bytes, Callable[[], None]] = {}
@@ -94,6 +98,7 @@ class Vault:
         except WriteError as error:
             # The ledger is full, say; the next change is the next try.
             log.warning("a secret could not be passed on: %s", error)
+        self._tell_exposed()  # last: who hears of it may put a new value at once
 
     # For programs and people
 
@@ -135,6 +140,20 @@ class Vault:
         return member.name if member is not None else None
 
     # The parts of it
+
+    def _tell_exposed(self) -> None:
+        new = self._keeper.last_exposed - self._exposed
+        self._exposed = self._keeper.last_exposed
+        for name in sorted(new):
+            log.warning(
+                "the secret %s is exposed: a node that is out has had its value; change what it "
+                "opens and put the new one: skerry secret put %s -",
+                name,
+                name,
+                extra={"skerry_secret": name},
+            )
+        if new and self._on_exposed is not None:
+            self._on_exposed(self._exposed)
 
     def _all(self, writes: Sequence[Write]) -> Entry:
         """Perform writes, the notice last; then look, so that the value can be asked for."""

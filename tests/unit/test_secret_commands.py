@@ -144,6 +144,24 @@ def test_what_is_exposed_is_said_with_the_way_out(skerry: Runner, here: Here) ->
     assert skerry("ls")[2] == ""
 
 
+def test_what_lives_by_a_secret_hears_once_that_it_is_exposed(
+    here: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[frozenset[str]] = []
+    here.vault._on_exposed = heard.append
+    here.vault.put("k3s", VALUE, [])
+    here.hear(OTHER, revoked=True)
+    for _ in range(3):
+        here.vault.work()
+    assert heard == [{"k3s"}]
+    lines = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(lines) == 1
+    assert "skerry secret put k3s -" in lines[0]
+    here.vault.put("k3s", b"another", [])
+    here.vault.work()
+    assert len(heard) == 1
+
+
 def test_a_value_never_stands_in_the_call(skerry: Runner) -> None:
     status, out, said = skerry("put", "k3s", VALUE.decode())
     assert (status, out) == (2, b"")
