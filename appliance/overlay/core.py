@@ -33,7 +33,6 @@ from appliance.overlay.handshake import (
     Refused,
     Transmit,
     TurnedAway,
-    cause_of,
 )
 from appliance.overlay.inbox import Inbox, Proven, Stray
 from appliance.overlay.liveness import Change
@@ -45,6 +44,7 @@ from appliance.overlay.timing import TimeDesk
 from appliance.overlay.upkeep import Upkeep
 from appliance.overlay.visitors import Visitors
 from appliance.overlay.watch import LOWER_WAITS, Watch
+from appliance.overlay.words import cause_of
 from appliance.problem import Problem
 from provisioning.identity import Identity
 from provisioning.keys import id_text
@@ -53,8 +53,6 @@ from provisioning.membership import CertificateError
 Actions = list[events.Action]
 # How often a member that speaks in an older epoch is reported.
 BEHIND_SECONDS = 3.0
-# Who was accepted has this long to answer inside the tunnel, before it is greeted again.
-SETTLED_SECONDS = 3.0
 ASKED_FOR_TIME_MAX = 32
 
 
@@ -174,10 +172,9 @@ class Core:
                 self._datagram(data, source, now, actions)
             case events.ProbeReceived(data, source):
                 self._inside(data, source, now, actions)
-            case events.Discovered(key, endpoints, wait, epoch, node_id):
+            case events.Discovered(key, endpoints):
                 usable = tuple(one for one in endpoints if self._usable(one))
-                who = node_id or self._greeter.at(usable)
-                self._greeter.leads.set(key, usable, now.mono + wait, who, epoch)
+                self._greeter.discovered(key, usable, event, now)
             case events.LocalAddresses(hosts):
                 self._moved(hosts, now, actions)
             case events.TunnelStats(peers):
@@ -402,8 +399,7 @@ class Core:
         listed = tuple(unpack_endpoint(packed) for packed in body.candidates)
         peer.locate(one.source, tuple(place for place in listed if self._usable(place)))
         self._places_changed = True
-        self._greeter.leads.bind(one.source, member.node_id)
-        self._greeter.follow(peer, now, SETTLED_SECONDS)
+        self._greeter.accepted(peer, one.source, now, new=new)
         if new:
             message = f"{member.name} is a member"
             actions.append(peer_log(logging.INFO, message, peer, "accepted"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
+from appliance.overlay.events import Discovered
 from appliance.overlay.handshake import Handshakes, Outcome
 from appliance.overlay.keyring import Keyring
 from appliance.overlay.leads import Leads
@@ -19,6 +20,8 @@ STRAY_SECONDS = 5.0
 # Peers greeted at a time in a new epoch, and the pause between.
 RENEWED_AT_ONCE = 16
 RENEW_SECONDS = 0.2
+# Who was accepted has this long to answer inside the tunnel, before it is greeted again.
+SETTLED_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -67,15 +70,28 @@ class Greeter:
         peer.greeted = now.mono
         return self.greet([peer], now)
 
-    def at(self, endpoints: tuple[Endpoint, ...]) -> bytes | None:
-        """Return the peer that is at one of these endpoints, as far as is known."""
-        return next((one.node_id for one in self.peers.values() if one.endpoint in endpoints), None)
+    def discovered(
+        self, key: str, places: tuple[Endpoint, ...], found: Discovered, now: Now
+    ) -> None:
+        """Learn that a member may be at these places."""
+        here = (one for one in self.peers.values() if one.endpoint in places)
+        peer = self.peers.get(found.node_id) if found.node_id else next(here, None)
+        node_id, due = found.node_id, now.mono + found.wait
+        if peer is not None:
+            node_id, due = peer.node_id, max(due, peer.accepted_at + SETTLED_SECONDS)
+        self.leads.set(key, places, due, node_id, found.epoch)
 
-    def follow(self, peer: Peer, now: Now, wait: float = 0.0) -> None:
-        """Keep what leads to a peer as a lead, to be tried after ``wait`` if it is not up then."""
-        self.leads.set(
-            f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono + wait, peer.node_id
-        )
+    def follow(self, peer: Peer, now: Now) -> None:
+        """Keep what leads to a peer of an earlier run as a lead."""
+        self.leads.set(f"peer:{id_text(peer.node_id)}", peer.candidates, now.mono, peer.node_id)
+
+    def accepted(self, peer: Peer, source: Endpoint, now: Now, *, new: bool) -> None:
+        """Leave a peer that was just accepted at ``source`` the time to answer in the tunnel."""
+        if new:
+            self.handshakes.settle(source)
+        self.follow(peer, now)
+        self.leads.bind(source, peer.node_id)
+        self.leads.defer(peer.node_id, now.mono + SETTLED_SECONDS)
 
     def forget(self, peer: Peer, now: Now) -> None:
         """Look seldom for a node that is no peer any more."""

@@ -23,8 +23,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import msgspec
-
 from appliance.overlay.admission import Denied
 from appliance.overlay.certificates import Certificates
 from appliance.overlay.clock import Now
@@ -35,8 +33,6 @@ from appliance.overlay.proof import CAUSE, Statement, TunnelKeys, check_proof, m
 from appliance.overlay.sessions import SessionKey, session_key
 from appliance.overlay.wire import (
     BOOT_SIZE,
-    CAUSE_MAX,
-    DETAIL_MAX,
     FILLER,
     NONCE_SIZE,
     Body,
@@ -48,6 +44,7 @@ from appliance.overlay.wire import (
     encode_message,
     signed_bytes,
 )
+from appliance.overlay.words import cause_of, refusal_body
 from provisioning import codec
 from provisioning.identity import Identity
 from provisioning.membership import CertificateError, Member
@@ -58,6 +55,7 @@ OUTGOING_MAX = 256
 HALF_OPEN_MAX = 512
 HALF_OPEN_PER_PEER = 4
 HALF_OPEN_SECONDS = 30.0
+ANSWERED_MAX = 128
 FINISHED_MAX = 256
 # Signatures that strangers can make us check: per second and at once, of one host and in all.
 CHECKS_OF_HOST = 50.0, 100.0
@@ -181,6 +179,8 @@ class Handshakes:
     _half_open: OrderedDict[tuple[bytes, bytes], _HalfOpen] = field(default_factory=OrderedDict)
     _finished: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     _checks: HostBuckets = field(default_factory=lambda: HostBuckets(CHECKS_OF_HOST, CHECKS_IN_ALL))
+    # By signature: a question, the answer to it, and until when it is that.
+    _answered: OrderedDict[bytes, tuple[Signed, bytes, float]] = field(default_factory=OrderedDict)
     _boot: bytes = b""
     _serial: int = 0
 
@@ -206,6 +206,12 @@ class Handshakes:
         self._outgoing[nonce] = _Outgoing(nonce, target, epoch, message, 1, repeat_at)
         return (Transmit(message, target, epoch),)
 
+    def settle(self, target: Endpoint) -> None:
+        """Stop asking who is at an endpoint: somebody from there has been accepted."""
+        for one in list(self._outgoing.values()):
+            if one.target == target and one.member is None:
+                self._finish(one.nonce)
+
     def forget(self, node_id: bytes) -> None:
         """Break off everything with a node."""
         for one in list(self._outgoing.values()):
@@ -213,6 +219,7 @@ class Handshakes:
                 self._finish(one.nonce)
         for key in [key for key in self._half_open if key[0] == node_id]:
             del self._half_open[key]
+        self._answered.clear()
 
     def next_timer(self) -> float | None:
         """Return the monotonic time at which `tick` has something to do."""
@@ -258,6 +265,11 @@ class Handshakes:
             return (Refused(cause_of(error), str(error), source),)
 
     def _hello(self, signed: Signed, body: Body, source: Endpoint, now: Now) -> tuple[Outcome, ...]:
+        if known := self._answered.get(signed.signature):
+            # The same question again: a busy machine must not be made busier by its own delay.
+            question, answer, expires = known
+            if question == signed and now.mono < expires:
+                return (Transmit(answer, source, body.epoch),)
         if not self._may_check(source, now):
             return ()
         member = self._verify(Kind.HELLO, signed)
@@ -269,6 +281,9 @@ class Handshakes:
         reply = self._message(
             Kind.REPLY, source, body.epoch, nonce=half_open.nonce, to=member, echo=body.nonce
         )
+        self._answered[signed.signature] = signed, reply, half_open.expires
+        if len(self._answered) > ANSWERED_MAX:
+            self._answered.popitem(last=False)
         return (Transmit(reply, source, body.epoch),)
 
     def _reply(self, signed: Signed, body: Body, source: Endpoint, now: Now) -> tuple[Outcome, ...]:
@@ -362,16 +377,7 @@ class Handshakes:
         self, member: Member, denied: Denied, body: Body, source: Endpoint, limit: int
     ) -> tuple[Outcome, ...]:
         """Refuse a member and tell it, in no more bytes of body than it sent."""
-        told = RefusalBody(
-            network_id=self.identity.network.network_id,
-            epoch=body.epoch,
-            to=member.node_id,
-            echo=body.nonce,
-            cause=_printable(denied.cause)[:CAUSE_MAX] or "denied",
-            detail=_printable(denied.detail)[:DETAIL_MAX],
-        )
-        while len(codec.encode(told)) > limit and told.detail:
-            told = msgspec.structs.replace(told, detail=told.detail[:-1])
+        told = refusal_body(body, member.node_id, denied, limit)
         message = signed_message(self.identity, Kind.REFUSAL, told)
         said = f"{member.name}: {denied.detail}"
         return Refused(denied.cause, said, source), Transmit(message, source, body.epoch)
@@ -393,9 +399,8 @@ class Handshakes:
     @staticmethod
     def _check_signature(kind: Kind, signed: Signed, member: Member) -> None:
         if not member.verify(signed_bytes(kind, signed.body), signed.signature):
-            raise WireError(
-                "bad-signature", f"not signed by the node of its certificate, {member.name}"
-            )
+            what = f"not signed by the node of its certificate, {member.name}"
+            raise WireError("bad-signature", what)
 
     def _check_place(self, network_id: bytes, said: int, epoch: int) -> None:
         if network_id != self.identity.network.network_id:
@@ -495,14 +500,3 @@ def signed_message(identity: Identity, kind: Kind, body: Body | RefusalBody) -> 
     certificate = b"" if kind is Kind.DONE else identity.certificate
     signature = identity.sign(signed_bytes(kind, data))
     return encode_message(kind, Signed(certificate, data, signature))
-
-
-def cause_of(error: CertificateError | WireError) -> str:
-    """Return the short code of what is wrong with a message."""
-    if isinstance(error, WireError):
-        return error.cause
-    return error.cause.name.lower().replace("_", "-")
-
-
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else " " for one in text)

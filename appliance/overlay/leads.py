@@ -66,6 +66,12 @@ class Leads:
             if endpoint in lead.endpoints:
                 lead.node_id = node_id
 
+    def defer(self, node_id: bytes, due: float) -> None:
+        """Follow no lead to a node before ``due``."""
+        for lead in self._leads.values():
+            if lead.node_id == node_id:
+                lead.due = max(lead.due, due)
+
     def hasten(self, node_id: bytes | None, due: float) -> None:
         """Begin anew with all leads to a node, or with all there are."""
         for lead in self._leads.values():

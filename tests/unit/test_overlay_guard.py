@@ -12,6 +12,7 @@ from appliance.overlay.handshake import CHECKS_IN_ALL, CHECKS_OF_HOST
 from appliance.overlay.wire import Kind
 from tests.unit.overlay_world import PORT, World, make_identity
 
+FLOOD = 700
 STRANGER, MEMBER = "192.0.2.66", "192.0.2.1"
 
 
@@ -84,22 +85,18 @@ def test_the_core_says_at_which_hosts_members_are() -> None:
 def test_a_member_that_floods_hellos_is_checked_a_few_times_only() -> None:
     world = World()
     one, two = world.add(make_identity("one")), world.add(make_identity("two"))
-    handshakes, made = two.core._handshakes, []
-    for _ in range(3):
-        hello = handshakes._message(
-            Kind.HELLO, Endpoint(one.address, PORT), 0, nonce=world.random.randbytes(16)
-        )
-        made += two.core._post.outside(hello, Endpoint(one.address, PORT), 0, world.moment())
-    before = len(world.sent)
-    for number in range(900):
-        action = made[number % len(made)]
+    target, before = Endpoint(one.address, PORT), len(world.sent)
+    for number in range(FLOOD):
+        nonce = number.to_bytes(16)
+        hello = two.core._handshakes._message(Kind.HELLO, target, 0, nonce=nonce)
+        (action,) = two.core._post.outside(hello, target, 0, world.moment())
         assert isinstance(action, events.Send)
-        place = Endpoint(f"10.3.{number % 9}.1" if number > 400 else two.address, PORT)
+        place = Endpoint(f"10.3.{number % 9}.1" if number >= 150 else two.address, PORT)
         one_event = events.DatagramReceived(action.data, place)
         world.do(one, one.core.handle(one_event, world.moment()))
     answers = len(world.sent) - before
-    assert answers <= CHECKS_IN_ALL[1]
-    assert one.core._handshakes.dropped == 900 - answers
+    assert answers == CHECKS_IN_ALL[1]
+    assert one.core._handshakes.dropped == FLOOD - answers
     to_two = [1 for _, target, _ in world.sent[before:] if target.host == two.address]
     assert len(to_two) == CHECKS_OF_HOST[1]
 
@@ -128,3 +125,20 @@ def test_the_socket_drops_what_is_not_welcome_and_yields_to_others() -> None:
         control._drain(inside, receive, admits)
         assert len(calls) == 100
         assert set(calls) == {"127.0.0.1"}
+
+
+def test_the_same_question_again_costs_no_signature() -> None:
+    world = World()
+    one, two = world.add(make_identity("one")), world.add(make_identity("two"))
+    world.introduce(two, one)
+    world.run(0.0015)
+    source, target, hello = world.sent[0]
+    one.core._handshakes._checks = HostBuckets((0.0, 0.0), (0.0, 0.0))
+    before = len(world.sent)
+    world.feed(one, events.DatagramReceived(hello, source))
+    assert len(world.sent) == before + 1
+    assert target.host == one.address
+    # But not for ever, and not a new one.
+    world.now += 31
+    world.feed(one, events.DatagramReceived(hello, source))
+    assert one.core._handshakes.dropped == 1
