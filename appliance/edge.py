@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from appliance.ledger.vault import Vault
     from appliance.names.zone import NodeName
     from appliance.overlay.service import OverlayStatus
+    from appliance.status import Told
 
 
 class OverlayEdge(Protocol):
@@ -53,6 +54,9 @@ class OverlayEdge(Protocol):
 
     def ledger(self) -> LedgerView:
         """Return what there is to say of the ledger as a whole."""
+
+    def told(self) -> tuple[Told, ...]:
+        """Return which members do not let this node in, and why."""
 
 
 OverlayFactory = Callable[[Identity, Store, SupervisorConfig], OverlayEdge]

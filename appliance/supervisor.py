@@ -350,6 +350,8 @@ class Supervisor:
             uptime_s=machine.uptime(),
             supervisor_uptime_s=round(now - self._begun, 1),
             overlay=self._overlay_view(),
+            ledger=self._overlay.ledger() if self._overlay else None,
+            told=self._overlay.told() if self._overlay else (),
             refused_tokens=tuple(
                 RefusedToken(one.where, str(one.error), one.error.hint or "")
                 for one in self._tokens.rejected

@@ -45,6 +45,7 @@ from appliance.overlay.clock import Now
 from appliance.overlay.config import OverlayConfig
 from appliance.overlay.service import Overlay, OverlayStatus
 from appliance.problem import Problem
+from appliance.status import Told, told_view
 from appliance.store import Store
 from provisioning.identity import Identity
 
@@ -191,6 +192,11 @@ class Control:
     def ledger(self) -> LedgerView:
         """Return what there is to say of the ledger as a whole."""
         return ledger_view(self.plane)
+
+    def told(self) -> tuple[Told, ...]:
+        """Return which members do not let this node in, and why."""
+        plane = self.plane
+        return told_view(plane.told.values(), now=plane.unix(time.monotonic()))
 
     # Between the plane and its edges
 

@@ -10,6 +10,7 @@ from appliance.control.views import LedgerView, NodeView
 from appliance.names.zone import NodeName
 from appliance.overlay.service import OverlayStatus, PeerStatus
 from appliance.problem import Problem
+from appliance.status import Told
 from appliance.store import Store
 from provisioning.identity import Identity
 
@@ -60,6 +61,9 @@ class FakeOverlay:
 
     def ledger(self) -> LedgerView:
         return LedgerView(3, 1000, 2, 1, 0, "synced")
+
+    def told(self) -> tuple[Told, ...]:
+        return ()
 
     def names(self) -> tuple[NodeName, ...]:
         return ()

@@ -10,6 +10,7 @@ import pytest
 
 from image.artifacts import Artifacts
 from qemu import demo, lab
+from qemu.errors import LabError
 from qemu.machine import Machine
 from qemu.watch import peers_up
 from tests.vm.conftest import MachineFactory, node_spec, overlay_ipv4, wait_ready
@@ -95,11 +96,9 @@ def test_one_is_revoked_and_is_out_and_a_third_joins_by_a_rotated_token(
     operator.skerry("revoke", "node", out, "--reason", "stolen", "--via", "ssh://node1")
     took = soon(lambda: out not in names_up(stays), 60, "the revoked one is no peer any more")
     print(f"revoked and gone from the peer table within {took:.0f} s (TCG)")
-    peers = stays.run(["wg", "show", "skerry0", "peers"])
-    if peers.exit_status == 0:
-        assert not peers.stdout.strip()
-    ping = demo.end_ping(demo.begin_ping(stays, there, count=3, interval=1), timeout=120)
-    assert ping.received == 0
+    # The kernel's own word for "no peer has this address".
+    with pytest.raises(LabError, match="Required key not available"):
+        demo.end_ping(demo.begin_ping(stays, there, count=1, interval=1), timeout=120)
     put(stays, "after", "a secret plan")
 
     rotated = operator.skerry("token", "rotate", "--via", "ssh://node1")
