@@ -346,8 +346,7 @@ class Handshakes:
     def _done(self, signed: Signed, body: Body, source: Endpoint) -> tuple[Outcome, ...]:
         outgoing = self._outgoing.get(body.echo)
         if outgoing is None or outgoing.member is None or outgoing.confirmed != body.nonce:
-            what = "an acknowledgement of nothing that was said"
-            return self._unexpected(what, body.echo, source)
+            return self._unexpected("an unasked acknowledgement", body.echo, source)
         if signed.certificate:
             raise WireError("malformed", "an acknowledgement with a certificate")
         self._check_signature(Kind.DONE, signed, outgoing.member)
@@ -417,11 +416,9 @@ class Handshakes:
         own = self.identity
         statement = Statement(kind, member.node_id, own.node_id, body.nonce, body.echo)
         if not check_proof(self._tunnel_keys.shared(member.wg_key), statement, body.proof):
-            raise WireError(
-                CAUSE,
-                f"{member.name} ({member.id_text}) does not hold the WireGuard key in its "
-                "certificate: that is another node's",
-            )
+            who = f"{member.name} ({member.id_text})"
+            what = "does not hold the WireGuard key in its certificate: that is another node's"
+            raise WireError(CAUSE, f"{who} {what}")
 
     def _unexpected(self, what: str, echo: bytes, source: Endpoint) -> tuple[Outcome, ...]:
         # The network may deliver an answer twice; that is nothing to report.
