@@ -125,9 +125,9 @@ class ControlPlane:
         self._follow_up(now, out)
         return out
 
-    def tunnel(self) -> list[events.Action]:
+    def tunnel(self, now: Now) -> list[events.Action]:
         """Return what fills a tunnel that had to be made again."""
-        return self.core.tunnel()
+        return self.core.tunnel(self._moment(now.mono))
 
     def handle(self, event: events.Event, now: Now) -> list[Action]:
         """Return what follows from an event; whatever is due by now is done as well."""

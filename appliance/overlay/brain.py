@@ -33,7 +33,7 @@ class Brain(Protocol):
     def handle(self, event: events.Event, now: Now) -> Sequence[events.Action]:
         """Return what follows from an event."""
 
-    def tunnel(self) -> Sequence[events.Action]:
+    def tunnel(self, now: Now) -> Sequence[events.Action]:
         """Return what fills a tunnel that had to be made again."""
 
     def next_timer(self) -> float | None:

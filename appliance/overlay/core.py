@@ -159,8 +159,10 @@ class Core:
         self._due(now, actions)
         return actions
 
-    def tunnel(self) -> Actions:
-        """Return what fills a tunnel that had to be made again."""
+    def tunnel(self, now: Now) -> Actions:
+        """Return what fills a tunnel that had to be made again; its peers are probed soon."""
+        for peer in self.peers.values():
+            self._watch.hurry(peer, now)
         addresses_now = events.SetAddresses(self.claims.ipv4, self.claims.ipv6)
         return [addresses_now, *self._upkeep.set(list(self.peers.values()))]
 

@@ -50,6 +50,15 @@ def is_uplink(name: str, patterns: tuple[str, ...] | None, *, own: str) -> bool:
     )
 
 
+def exists(interface: str) -> bool:
+    """Say whether there is an interface of this name."""
+    try:
+        socket.if_nametoindex(interface)
+    except OSError:
+        return False
+    return True
+
+
 def uplink_addresses(patterns: tuple[str, ...] | None, *, own: str) -> tuple[UplinkAddress, ...]:
     """Return the usable addresses of the uplinks that are up, IPv4 first."""
     with IPRoute() as netlink:

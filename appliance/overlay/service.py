@@ -243,9 +243,10 @@ class Overlay:
         self._revive_at = time.monotonic() + REVIVE_SECONDS
         try:
             await self._open_tunnel()
-            for action in self._brain.tunnel():
+            for action in self._brain.tunnel(self._now()):
                 await self._perform(action)
             self._open_inside()
+            self._set_timer()
         except OverlayError as error:
             self._fail(name, error)
         else:
@@ -381,6 +382,9 @@ class Overlay:
                 loop = asyncio.get_running_loop()
                 self._settle = loop.call_later(LOOK_AGAIN_SECONDS, self._settled)
             return
+        if self._table is not None and not links.exists(self._config.interface):
+            # Reading what is not there fails, and so it is made again.
+            self._queue.put([events.ReadStats()])
         hosts = tuple(dict.fromkeys(one.host for one in self._uplinks))
         self._feed(events.LocalAddresses(hosts))
         if self._mdns is not None and self._identity.network.settings.mdns:

@@ -162,7 +162,7 @@ def test_a_visitor_is_no_member_and_leaves_nothing_in_the_ledger() -> None:
     assert own.wg_key not in nodes[0].wireguard
     assert not any(id_text(own.node_id) in key for key in nodes[0].store)
     # A tunnel that is made again does not hear of it either.
-    again = nodes[0].plane.tunnel()
+    again = nodes[0].plane.tunnel(world.moment(nodes[0]))
     assert own.wg_key not in {one.key for one in again if isinstance(one, events.SetPeer)}
     world.gone = True
     world.run(SILENT_SECONDS + 5)
