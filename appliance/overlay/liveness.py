@@ -20,6 +20,8 @@ PROBE_DOWN_SECONDS = 60.0
 # A member that was just accepted is probed faster until it answers.
 PROBE_FIRST_SECONDS = (0.3, 0.5, 1.0, 2.0, 5.0)
 MISSES_MAX = 3
+# An answer to one of that many probes before the last one counts too: a busy machine is slow.
+OLDER_TOKENS = 4
 
 
 class Change(Enum):
@@ -44,14 +46,14 @@ class Liveness:
 
     def hurry(self, peer: Peer, now: float, wait: float) -> None:
         """Probe a peer after ``wait``, and quickly until it answers."""
-        peer.hurry, peer.misses, peer.token = 0, 0, b""
+        peer.hurry, peer.misses, peer.token, peer.older_tokens = 0, 0, b"", ()
         peer.probe_at = now + wait
 
     def doubt(self, peer: Peer, now: float, wait: float) -> None:
         """Probe a peer after ``wait``; if it does not answer that one, it is down."""
         if peer.token and peer.misses >= MISSES_MAX - 1:
             return  # it is doubted already
-        peer.hurry, peer.misses, peer.token = 0, MISSES_MAX - 1, b""
+        peer.hurry, peer.misses, peer.token, peer.older_tokens = 0, MISSES_MAX - 1, b"", ()
         peer.probe_at = now + wait
 
     def due(self, now: float) -> list[tuple[Peer, Change, wire.Probe]]:
@@ -61,15 +63,20 @@ class Liveness:
             if peer.probe_at <= now:
                 change = self._judge(peer)
                 self._plan(peer, now)
+                if peer.token:
+                    older = (peer.token, peer.token_sent), *peer.older_tokens
+                    peer.older_tokens = older[:OLDER_TOKENS]
                 peer.token, peer.token_sent = self.random(wire.PROBE_TOKEN_SIZE), now
                 found.append((peer, change, wire.Probe(self.own_id, peer.token)))
         return found
 
     def answered(self, peer: Peer, token: bytes, now: float) -> Change:
-        """Note an answer; an old or unknown token changes nothing."""
-        if not peer.token or token != peer.token:
+        """Note an answer; an unknown token changes nothing."""
+        waiting = (peer.token, peer.token_sent), *peer.older_tokens
+        sent = next((at for one, at in waiting if one and one == token), None)
+        if sent is None:
             return Change.NONE
-        peer.rtt, peer.token, peer.misses = now - peer.token_sent, b"", 0
+        peer.rtt, peer.token, peer.older_tokens, peer.misses = now - sent, b"", (), 0
         if peer.up:
             return Change.NONE
         peer.up = True

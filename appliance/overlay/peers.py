@@ -63,6 +63,8 @@ class Peer:
     # Probing: the token on its way, when the next one goes out.
     token: bytes = b""
     token_sent: float = 0.0
+    # Tokens before it that are not answered, and when they were sent: answers may be slow.
+    older_tokens: tuple[tuple[bytes, float], ...] = ()
     misses: int = 0
     hurry: int = 0
     probe_at: float = 0.0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from appliance.overlay import events
 from appliance.overlay.addresses import claimed_address
 from appliance.overlay.endpoint import Endpoint
+from appliance.overlay.liveness import Change, Liveness
 from provisioning.identity import Identity
 from tests.unit.overlay_world import PORT, UNIX, Host, World, make_identity, make_network
 
@@ -329,3 +330,19 @@ def test_a_member_that_is_up_is_not_greeted_because_it_has_a_new_name() -> None:
     assert world.run(40, until=lambda: two.node_id not in one.up())
     world.run(1)
     assert len(world.sent) > before
+
+
+def test_an_answer_that_takes_longer_than_the_next_probe_counts() -> None:
+    world = World()
+    one, two = pair(world)
+    assert meet(world, one, two)
+    peer = one.core.peers[two.node_id]
+    peer.up = False
+    watch = Liveness(one.node_id, one.core.peers, world.random.randbytes)
+    watch.hurry(peer, 100.0, 0.0)
+    ((_, _, first),) = watch.due(100.0)
+    ((_, _, second),) = watch.due(100.3)
+    assert watch.answered(peer, first.token, 100.7) is Change.UP
+    assert peer.rtt == pytest.approx(0.7)
+    assert watch.answered(peer, second.token, 101.0) is Change.NONE
+    assert peer.misses == 0
