@@ -25,6 +25,9 @@ from appliance.supervisor import Supervisor
 from provisioning.identity import Identity
 from skerry.errors import SkerryError
 
+# A node that starts with its token at hand is past its first search by then.
+LOAD_AFTER_SECONDS = 1.0
+
 
 def prepare_directories(config: SupervisorConfig) -> None:
     """Make what is missing of the directories. Raises SkerryError for the run directory only."""
@@ -99,7 +102,9 @@ def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None)
         # What is loaded by now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        loading = asyncio.create_task(_load_while_waiting(supervisor))
         await supervisor.serve()
+        await loading
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
@@ -108,6 +113,18 @@ def run(config: SupervisorConfig, *, make_overlay: OverlayFactory | None = None)
         if handle is not None:
             os.close(handle)
     return 0
+
+
+async def _load_while_waiting(supervisor: Supervisor) -> None:
+    """Load the overlay's modules while a person fetches the token: it joins the sooner then."""
+    await asyncio.sleep(LOAD_AFTER_SECONDS)
+    if supervisor.waits_for_token:
+        await asyncio.to_thread(_load_overlay)
+
+
+def _load_overlay() -> None:
+    slim_netlink()
+    import appliance.control.service  # noqa: F401 - for its side effect: it is loaded
 
 
 def _real_overlay(identity: Identity, store: Store, config: SupervisorConfig) -> OverlayEdge:

@@ -123,6 +123,11 @@ class Supervisor:
         self._stopping.set()
         self._awake.set()
 
+    @property
+    def waits_for_token(self) -> bool:
+        """Whether a person has to give this node a token before anything else happens."""
+        return self._facts.wants_token
+
     def routes(self) -> dict[tuple[str, str], Route | Handler]:
         """Return the API's table, with what there is to say of each route."""
         node = node_routes(status=self._get_status, health=self._get_health, token=self._post_token)

@@ -194,7 +194,7 @@ class ControlPlane:
         found = list(self.policies.problems())
         unix = self.unix(self._mono)
         told = [one for one in self.told.values() if unix - one.at < TOLD_SECONDS]
-        if told and not self.core.contacts() and not found:
+        if told and not found and not any(one.up for one in self.peers.values()):
             last = max(told, key=lambda one: one.at)
             found.append(
                 Problem(
