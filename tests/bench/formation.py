@@ -20,7 +20,7 @@ from pathlib import Path
 from skerry.console import note
 from skerry.errors import SkerryError
 from tests.bench.harness import Benchmark, Figure
-from tests.bench.process import busy_seconds, cpu_seconds, percentile
+from tests.bench.process import busy_seconds, cpu_seconds, percentile, thread_seconds
 from tests.netns.lab import Lab, LabError, Network, Node, wait_until
 from tests.netns.pinger import Pinger
 
@@ -84,13 +84,16 @@ def form(size: int) -> list[Figure]:
                 one.result()
         reached = reach(nodes, begun)
         whole, busy = time.monotonic() - begun, busy_seconds() - busy
+        threads = [thread_seconds(node.process.pid) for node in nodes if node.process]
+        beside = statistics.median(sum(one[1:]) for one in threads)
         supervisors = sorted(cpu_seconds(node.process.pid) for node in nodes if node.process)
         tunnels = sorted(cpu_seconds(pid) for node in nodes for pid in node.wireguard_pids())
         if profile is not None:
             nodes[size // 2].stop()
     note(
         f"    {size} nodes: {whole:.2f} s, both cores {busy / whole / 2:.0%} busy; CPU per "
-        f"supervisor {statistics.median(supervisors):.2f} s (with its start), per wireguard-go "
+        f"supervisor {statistics.median(supervisors):.2f} s (with its start; {beside:.2f} "
+        f"beside the main thread), per wireguard-go "
         f"{statistics.median(tunnels):.2f} s, everything else {busy - sum(tunnels):.2f} s"
     )
     return [

@@ -40,6 +40,12 @@ def cpu_seconds(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
+def thread_seconds(pid: int) -> list[float]:
+    """Return the processor time of each thread so far, the main thread's first."""
+    tasks = sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name))
+    return [int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks]
+
+
 def busy_seconds() -> float:
     """Return the processor time of all cores so far that was not idle."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
