@@ -28,17 +28,8 @@ from appliance.overlay import events, wire
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.errors import WireError
-from appliance.overlay.handshake import (
-    Accepted,
-    Acknowledged,
-    Facts,
-    GaveUp,
-    Handshakes,
-    Outcome,
-    Refused,
-    Transmit,
-    TurnedAway,
-)
+from appliance.overlay.handshake import Handshakes
+from appliance.overlay.outcomes import Accepted, Acknowledged, Facts, GaveUp, Outcome, Refused, Transmit, TurnedAway
 from appliance.overlay.otp import Seed
 from appliance.overlay.post import Letter, Post
 from appliance.overlay.seal import Sealer

@@ -23,19 +23,19 @@ from appliance.overlay.endpoint import Endpoint, IPNetwork, is_candidate, unpack
 from appliance.overlay.errors import WireError
 from appliance.overlay.greeter import Greeter
 from appliance.overlay.guard import Guard
-from appliance.overlay.handshake import (
+from appliance.overlay.handshake import Handshakes
+from appliance.overlay.inbox import Inbox, Proven, Stray
+from appliance.overlay.liveness import Change
+from appliance.overlay.outcomes import (
     Accepted,
     Acknowledged,
     Facts,
     GaveUp,
-    Handshakes,
     Outcome,
     Refused,
     Transmit,
     TurnedAway,
 )
-from appliance.overlay.inbox import Inbox, Proven, Stray
-from appliance.overlay.liveness import Change
 from appliance.overlay.peers import CLAIM_KEY, Peer, fall_silent, load_peers, owner_of, peer_log
 from appliance.overlay.post import Letter, Post
 from appliance.overlay.refusals import Refusals
@@ -167,13 +167,19 @@ class Core:
         return [addresses_now, *self._upkeep.set(list(self.peers.values()))]
 
     def handle(self, event: events.Event, now: Now) -> Actions:
-        """Return what follows from an event; whatever is due by now is done as well."""
+        """Return what follows from an event; whatever is due by now is done as well.
+
+        But not with each of many datagrams: a `Tick` does it after them (`next_timer`).
+        """
         actions: Actions = []
+        self._unix = now.unix
         match event:
             case events.DatagramReceived(data, source):
                 self._datagram(data, source, now, actions)
+                return actions
             case events.ProbeReceived(data, source):
                 self._inside(data, source, now, actions)
+                return actions
             case events.Discovered(key, endpoints):
                 usable = tuple(one for one in endpoints if self._usable(one))
                 self._greeter.discovered(key, usable, event, now)
@@ -433,7 +439,6 @@ class Core:
     # Time
 
     def _due(self, now: Now, actions: Actions) -> None:
-        self._unix = now.unix
         if self._epochs_changed:
             self._epochs_changed = False
             actions.append(events.EpochsChanged())

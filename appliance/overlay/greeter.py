@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.events import Discovered
-from appliance.overlay.handshake import Handshakes, Outcome
+from appliance.overlay.handshake import Handshakes
 from appliance.overlay.keyring import Keyring
 from appliance.overlay.leads import Leads
+from appliance.overlay.outcomes import Outcome
 from appliance.overlay.peers import Peer
 from provisioning.keys import id_text
 
@@ -22,6 +23,8 @@ RENEWED_AT_ONCE = 16
 RENEW_SECONDS = 0.2
 # Who was accepted has this long to answer inside the tunnel, before it is greeted again.
 SETTLED_SECONDS = 10.0
+# How often to look whether more may be greeted, while as many as may be are.
+FULL_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -34,22 +37,25 @@ class Greeter:
     leads: Leads = field(default_factory=Leads)
     _renew_at: float | None = None
     _to_renew: list[bytes] = field(default_factory=list)
+    _full_until: float | None = None
 
     def next_timer(self) -> float | None:
         """Return the monotonic time at which `due` has something to do."""
-        times = (
-            self.handshakes.next_timer(),
-            self.leads.next_timer(self._satisfied()),
-            self._renew_at,
-        )
+        lead = self.leads.next_timer(self._satisfied())
+        if lead is not None and self._full_until is not None:
+            lead = max(lead, self._full_until)
+        times = (self.handshakes.next_timer(), lead, self._renew_at)
         return min((one for one in times if one is not None), default=None)
 
     def due(self, now: Now) -> list[Outcome]:
         """Repeat and begin what is due by now."""
         outcomes = list(self.handshakes.tick(now))
-        for endpoint, found_in in self.leads.take_due(now.mono, self._satisfied()):
+        room = self.handshakes.room(now)
+        for endpoint, found_in in self.leads.take_due(now.mono, self._satisfied(), room):
             epoch = found_in if found_in in self.keyring else None
             outcomes += self._begin(endpoint, epoch, now)
+        full = self.handshakes.room(now) == 0
+        self._full_until = now.mono + FULL_SECONDS if full else None
         if self._renew_at is not None and self._renew_at <= now.mono:
             outcomes += self._renew(now)
         return outcomes

@@ -26,9 +26,20 @@ from dataclasses import dataclass, field
 from appliance.overlay.admission import Denied
 from appliance.overlay.certificates import Certificates
 from appliance.overlay.clock import Now
-from appliance.overlay.endpoint import Endpoint, PackedEndpoint
+from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.errors import WireError
 from appliance.overlay.guard import HostBuckets
+from appliance.overlay.outcomes import (
+    Accepted,
+    Acknowledged,
+    Facts,
+    GaveUp,
+    Outcome,
+    Refused,
+    Transmit,
+    TurnedAway,
+)
+from appliance.overlay.pace import REPEATS, WINDOW, Pace
 from appliance.overlay.proof import CAUSE, Statement, TunnelKeys, check_proof, make_proof
 from appliance.overlay.sessions import SessionKey, session_key
 from appliance.overlay.wire import (
@@ -49,8 +60,6 @@ from provisioning import codec
 from provisioning.identity import Identity
 from provisioning.membership import CertificateError, Member
 
-# Seconds after which a message is repeated; after the last one the attempt is given up.
-RETRANSMIT_AFTER = (0.4, 0.8, 1.6, 3.2, 3.2)
 OUTGOING_MAX = 256
 HALF_OPEN_MAX = 512
 HALF_OPEN_PER_PEER = 4
@@ -62,82 +71,6 @@ CHECKS_OF_HOST = 50.0, 100.0
 CHECKS_IN_ALL = 200.0, 400.0
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the node says of itself in a body."""
-
-    port: int
-    attempt: int = 0
-    address: bytes = b""
-    candidates: tuple[PackedEndpoint, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Transmit:
-    """Send a message, sealed in an epoch."""
-
-    message: bytes
-    destination: Endpoint
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The node at ``source`` proved to be a member, and said ``body`` of itself just now.
-
-    It shares ``session`` with us, for sure once it is acknowledged or if it began.
-    """
-
-    member: Member
-    certificate: bytes
-    body: Body
-    source: Endpoint
-    initiated: bool
-    session: SessionKey
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """The other side has accepted us too."""
-
-    node_id: bytes
-    source: Endpoint
-    session: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A message was refused; ``cause`` is a short code, ``detail`` says it in words.
-
-    ``final``: there is no use in asking there again soon.
-    """
-
-    cause: str
-    detail: str
-    source: Endpoint
-    final: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TurnedAway:
-    """A member at ``source`` says that it does not let us in."""
-
-    member: Member
-    cause: str
-    detail: str
-    source: Endpoint
-
-
-@dataclass(frozen=True, slots=True)
-class GaveUp:
-    """Nobody answered at the target."""
-
-    target: Endpoint
-
-
-Outcome = Transmit | Accepted | Acknowledged | Refused | TurnedAway | GaveUp
-
-
 @dataclass(slots=True)
 class _Outgoing:
     nonce: bytes
@@ -146,6 +79,7 @@ class _Outgoing:
     message: bytes
     sent: int
     repeat_at: float
+    begun: float
     # Set once the reply was accepted: who it is and the nonce that we confirmed.
     member: Member | None = None
     confirmed: bytes = b""
@@ -174,6 +108,7 @@ class Handshakes:
     certificates: Certificates = field(init=False)
     # Messages that were dropped unchecked.
     dropped: int = 0
+    pace: Pace = field(default_factory=Pace)
     _tunnel_keys: TunnelKeys = field(init=False)
     _outgoing: OrderedDict[bytes, _Outgoing] = field(default_factory=OrderedDict)
     _half_open: OrderedDict[tuple[bytes, bytes], _HalfOpen] = field(default_factory=OrderedDict)
@@ -202,9 +137,17 @@ class Handshakes:
             self._finish(next(iter(self._outgoing)))
         nonce = self.random(NONCE_SIZE)
         message = self._message(Kind.HELLO, target, epoch, nonce=nonce)
-        repeat_at = now.mono + RETRANSMIT_AFTER[0]
-        self._outgoing[nonce] = _Outgoing(nonce, target, epoch, message, 1, repeat_at)
+        repeat_at = now.mono + self.pace.wait(1)
+        self._outgoing[nonce] = _Outgoing(nonce, target, epoch, message, 1, repeat_at, now.mono)
         return (Transmit(message, target, epoch),)
+
+    def room(self, now: Now) -> int:
+        """Return how many more may be greeted now."""
+        waiting = sum(
+            one.member is None and self.pace.young(now.mono - one.begun)
+            for one in self._outgoing.values()
+        )
+        return max(WINDOW - waiting, 0)
 
     def settle(self, target: Endpoint) -> None:
         """Stop asking who is at an endpoint: somebody from there has been accepted."""
@@ -231,13 +174,13 @@ class Handshakes:
         for one in list(self._outgoing.values()):
             if one.repeat_at > now.mono:
                 continue
-            if one.sent >= len(RETRANSMIT_AFTER):
+            if one.sent > REPEATS:
                 self._finish(one.nonce)
                 if one.member is None:
                     outcomes.append(GaveUp(one.target))
                 continue
-            one.repeat_at = now.mono + RETRANSMIT_AFTER[one.sent]
             one.sent += 1
+            one.repeat_at = now.mono + self.pace.wait(one.sent)
             outcomes.append(Transmit(one.message, one.target, one.epoch))
         return tuple(outcomes)
 
@@ -277,6 +220,8 @@ class Handshakes:
             return ()  # our own, by way of a hairpin or a second uplink
         if denied := self.denies(member, now):
             return self._turn_away(member, denied, body, source, len(signed.body))
+        if not self._gives_way(member, source, now):
+            return ()
         half_open = self._remember_half_open(member.node_id, body.nonce, now)
         reply = self._message(
             Kind.REPLY, source, body.epoch, nonce=half_open.nonce, to=member, echo=body.nonce
@@ -285,6 +230,21 @@ class Handshakes:
         if len(self._answered) > ANSWERED_MAX:
             self._answered.popitem(last=False)
         return (Transmit(reply, source, body.epoch),)
+
+    def _gives_way(self, member: Member, source: Endpoint, now: Now) -> bool:
+        """Let one of two handshakes that cross go on: that of the lower node id.
+
+        If that one's question does not get through, it is not young any more when the other asks
+        again.
+        """
+        for one in list(self._outgoing.values()):
+            if one.target != source or one.member is not None:
+                continue
+            if self.identity.node_id > member.node_id:
+                self._finish(one.nonce)
+            elif self.pace.young(now.mono - one.begun):
+                return False
+        return True
 
     def _reply(self, signed: Signed, body: Body, source: Endpoint, now: Now) -> tuple[Outcome, ...]:
         outgoing = self._outgoing.get(body.echo)
@@ -309,7 +269,8 @@ class Handshakes:
         transmit = Transmit(outgoing.message, source, body.epoch)
         if not fresh:
             return (transmit,)
-        outgoing.sent, outgoing.repeat_at = 1, now.mono + RETRANSMIT_AFTER[0]
+        self.pace.answered(now.mono - outgoing.begun)
+        outgoing.sent, outgoing.repeat_at = 1, now.mono + self.pace.wait(1)
         session = self._session(member, (outgoing.nonce, body.nonce), initiated=True)
         outgoing.session = session.identifier
         return (

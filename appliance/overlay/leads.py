@@ -89,13 +89,17 @@ class Leads:
         return tuple(dict.fromkeys(one for lead in self._leads.values() for one in lead.endpoints))
 
     def take_due(
-        self, now: float, satisfied: frozenset[bytes]
+        self, now: float, satisfied: frozenset[bytes], room: int = LEADS_MAX
     ) -> tuple[tuple[Endpoint, int | None], ...]:
-        """Return endpoints to try now, and in which epoch; leads to ``satisfied`` nodes rest."""
+        """Return endpoints to try now, and in which epoch; leads to ``satisfied`` nodes rest.
+
+        ``room``: of so many leads; the others stay due, those least tried before come first.
+        """
+        due = [
+            one for one in self._leads.values() if one.due <= now and one.node_id not in satisfied
+        ]
         found: dict[tuple[Endpoint, int | None], None] = {}
-        for lead in self._leads.values():
-            if lead.due > now or lead.node_id in satisfied:
-                continue
+        for lead in sorted(due, key=lambda one: (one.tries, one.due))[:room]:
             lead.due = now + RETRY_SECONDS[min(lead.tries, len(RETRY_SECONDS) - 1)]
             lead.tries += 1
             found.update(dict.fromkeys((one, lead.epoch) for one in lead.endpoints))

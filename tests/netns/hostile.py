@@ -17,8 +17,9 @@ from pathlib import Path
 from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.events import Send
-from appliance.overlay.handshake import Facts, Handshakes, Outcome, Transmit
+from appliance.overlay.handshake import Handshakes
 from appliance.overlay.otp import Seed
+from appliance.overlay.outcomes import Facts, Outcome, Transmit
 from appliance.overlay.post import Post
 from appliance.overlay.seal import Sealer
 from appliance.overlay.wire import Body, Kind, Signed

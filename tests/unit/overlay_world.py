@@ -19,8 +19,9 @@ from appliance.overlay.clock import Now
 from appliance.overlay.core import Core, CoreConfig
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.events import Action
-from appliance.overlay.handshake import Facts, Handshakes
+from appliance.overlay.handshake import Handshakes
 from appliance.overlay.otp import Seed
+from appliance.overlay.outcomes import Facts
 from appliance.overlay.seal import Sealer
 from appliance.overlay.wire import Body, Kind
 from provisioning.identity import Identity, new_identity, read_identity, write_identity

@@ -20,7 +20,8 @@ from appliance.overlay.endpoint import (
 )
 from appliance.overlay.errors import WireError
 from appliance.overlay.frames import Reassembler, read_frame, split
-from appliance.overlay.handshake import Facts, Handshakes, Refused, Transmit
+from appliance.overlay.handshake import Handshakes
+from appliance.overlay.outcomes import Facts, Refused, Transmit
 from appliance.overlay.proof import Statement, check_proof, make_proof, shared_secret
 from appliance.overlay.seal import Sealer
 from appliance.overlay.wire import Body, Kind, Probe, Signed, decode_message, encode_message
