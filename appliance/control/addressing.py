@@ -17,8 +17,6 @@ from appliance.ledger.state import Replica
 from appliance.ledger.timekeeper import Quality
 from appliance.overlay.addresses import AddressesExhaustedError
 from appliance.problem import Problem
-from provisioning import codec
-from provisioning.errors import FormatError
 from provisioning.keys import id_text
 from provisioning.membership import Member
 
@@ -83,6 +81,8 @@ class Witness:
     own: bytes
     _since: dict[tuple[str, bytes, bytes], float] = field(default_factory=dict)
     due: float | None = None
+    _alive: frozenset[bytes] = frozenset()
+    _chosen: dict[bytes, bool] = field(default_factory=dict)
 
     def writes(
         self,
@@ -92,14 +92,13 @@ class Witness:
         alive: Collection[bytes],
         *,
         quality: Quality,
-        now_ms: int,
         mono: float,
     ) -> list[Write]:
         """Return what to write now; ``due`` is then when to ask again (None: when things change).
 
         ``newcomers`` are members whose grant is open.
         """
-        seen = _seen(replica, now_ms)
+        said = claims.said_of(replica)
         grants = {one.node_id: Claim(one.node_id, one.grant_id) for one in newcomers}
         wanted = [(ADDRESS_KIND, one, addresses) for one in addresses.claims.values()]
         wanted += [(GRANT_KIND, one, View({})) for one in grants.values()]
@@ -107,12 +106,13 @@ class Witness:
         self.due = None
         for kind, claim, view in wanted:
             about = kind, claim.node, claim.what
-            if claim.node == self.own or len(seen.get(about, ())) >= WITNESSES:
+            witnesses = said.witnesses(kind, claim)
+            # What this node said before is not said again, and what is contested not at all.
+            if claim.node == self.own or self.own in witnesses or len(witnesses) >= WITNESSES:
                 continue
-            if not claims.is_witness(self.own, claim.node, alive):
+            if not self._is_witness(claim.node, alive):
                 continue
-            said = claim.what if self.own in seen.get(about, ()) else None
-            if not claims.bears_witness(claim, view, said):
+            if not claims.bears_witness(claim, view, None):
                 continue
             known[about] = since = self._since.get(about, mono)
             if since + STANDS_SECONDS > mono:
@@ -124,19 +124,12 @@ class Witness:
         self._since = known
         return out
 
-
-def _seen(replica: Replica, now_ms: int) -> dict[tuple[str, bytes, bytes], set[bytes]]:
-    """Return the witnesses of each claim: (kind, claimant, what)."""
-    found: dict[tuple[str, bytes, bytes], set[bytes]] = {}
-    ids = {id_text(one.node_id): one.node_id for one in replica.directory}
-    for entry in replica.entries(WITNESS, now_ms):
-        parts = entry.key.split("/")
-        claimant = ids.get(parts[2]) if len(parts) == 3 else None
-        if claimant is None:
-            continue
-        try:
-            value = codec.decode(entry.value, claims.WitnessValue, limit=64)
-        except FormatError:
-            continue
-        found.setdefault((parts[1], claimant, value.what), set()).add(entry.owner)
-    return found
+    def _is_witness(self, claimant: bytes, alive: Collection[bytes]) -> bool:
+        """Ask `claims.is_witness` once for the same members."""
+        if alive != self._alive:
+            self._alive = frozenset(alive)
+            self._chosen.clear()
+        found = self._chosen.get(claimant)
+        if found is None:
+            found = self._chosen[claimant] = claims.is_witness(self.own, claimant, alive)
+        return found

@@ -8,15 +8,14 @@ throw anybody out.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from appliance.ledger import claims
 from appliance.ledger.assigned import admitted_for_good, closed_grants
+from appliance.ledger.claims import Rank, Said, View, said_of
 from appliance.ledger.directory import Directory
-from appliance.ledger.rules import WITNESS
 from appliance.ledger.state import Replica
 from appliance.overlay.admission import Denied
-from provisioning.keys import id_text
 from provisioning.membership import Member
 
 REVOKED_CAUSE = "revoked"
@@ -28,14 +27,28 @@ INFORMED_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
+class Bar:
+    """A grant whose count is reached: the last rank that is in, and the words for the others."""
+
+    view: View
+    rank: Rank
+    words: str
+
+    def denied(self, member: Member) -> Denied:
+        """Return why a member is not in."""
+        return Denied(USED_UP_CAUSE, f"the grant of {member.name}'s token is {self.words}")
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What the ledger, and this node's memory, say about everybody.
 
     ``excess`` are members beyond the count of their grant, with the reason. ``vouched`` are those
     whom somebody in good standing saw come in while their grant was open, ``witnessed`` those whom
-    anybody says to have seen. ``now`` is Unix seconds;
-    where nobody has a clock it is the latest time that is known to be past, so what has expired by
-    it has expired.
+    anybody says to have seen; ``said`` tells who saw whom. ``bars`` are, by grant whose count is
+    reached, the rank that a newcomer would have to beat and the words for who does not. ``now`` is
+    Unix seconds; where nobody has a clock it is the latest time that is known to be past, so what
+    has expired by it has expired.
     """
 
     directory: Directory
@@ -45,6 +58,9 @@ class Standing:
     trusting: bool
     now: float
     witnessed: frozenset[bytes] = frozenset()
+    members: Mapping[bytes, Member] = field(default_factory=dict)
+    bars: Mapping[bytes, Bar] = field(default_factory=dict)
+    said: Said | None = None
 
     def judge(self, member: Member) -> Denied | None:
         """Return why a node whose certificate was verified is not let in, None if it is."""
@@ -53,9 +69,11 @@ class Standing:
                 REVOKED_CAUSE,
                 f"{member.name}, or the grant it came with, was revoked by the operator",
             )
-        if denied := self.excess.get(member.node_id):
+        if denied := self.excess.get(member.node_id) or self._beyond_count(member):
             return denied
-        if self.is_open(member) or member.node_id in self.vouched or self.trusting:
+        if self.is_open(member) or self._is_vouched(member.node_id):
+            return None
+        if self.trusting and member.grant_id not in self.closed:
             return None
         if member.grant_id in self.closed:
             return Denied(
@@ -66,6 +84,21 @@ class Standing:
             EXPIRED_CAUSE,
             f"the grant of {member.name}'s token has expired, and no member saw it come in before",
         )
+
+    def _beyond_count(self, member: Member) -> Denied | None:
+        """Judge a node whose certificate is not in the ledger yet as if it were."""
+        bar = self.bars.get(member.grant_id)
+        if bar is None or member.node_id in self.members:
+            return None
+        claim = claims.Claim(member.node_id, member.grant_id)
+        return None if bar.view.rank(claim) < bar.rank else bar.denied(member)
+
+    def _is_vouched(self, node_id: bytes) -> bool:
+        if node_id in self.vouched:
+            return True
+        if self.said is None or node_id in self.members:
+            return False
+        return any(node_id in self.said.saw.get(one, ()) for one in self.vouched)
 
     def is_open(self, member: Member) -> bool:
         """Say whether the member's grant lets new nodes in now."""
@@ -97,52 +130,50 @@ def standing(
             members.setdefault(one.node_id, one)
     now = now_ms / 1000
     closed = frozenset(closed_grants(replica, now_ms))
-    excess = _excess(replica, members, now_ms)
+    said = said_of(replica)
+    excess, bars = _excess(replica, members)
     found = Standing(replica.directory, excess, frozenset(), closed, trusting=False, now=now)
-    seen = _seen(replica, members, now_ms)
     inside = {own.node_id, *known, *admitted_for_good(replica, now_ms)}
-    vouched = _vouched(found, members, inside, seen)
+    vouched = _vouched(found, members, inside, said.saw)
     trusting = not vouched - {own.node_id}
-    witnessed = frozenset(one for claimants in seen.values() for one in claimants)
-    return Standing(replica.directory, excess, vouched, closed, trusting, now, witnessed)
+    witnessed = frozenset(
+        one for owner, saw in said.saw.items() if owner in members for one in saw if one in members
+    )
+    return replace(
+        found,
+        vouched=vouched,
+        trusting=trusting,
+        witnessed=witnessed,
+        members=members,
+        bars=bars,
+        said=said,
+    )
 
 
-def _excess(replica: Replica, members: dict[bytes, Member], now_ms: int) -> dict[bytes, Denied]:
-    counted: dict[bytes, int] = {
-        one.grant_id: one.grant_count for one in members.values() if one.grant_count is not None
-    }
-    if not counted:
-        return {}
-    view = claims.grant_view(replica, members.values(), now_ms)
+def _excess(
+    replica: Replica, members: dict[bytes, Member]
+) -> tuple[dict[bytes, Denied], dict[bytes, Bar]]:
+    users: dict[bytes, list[Member]] = {}
+    for one in members.values():
+        if one.grant_count is not None:
+            users.setdefault(one.grant_id, []).append(one)
     excess: dict[bytes, Denied] = {}
-    for grant_id, count in counted.items():
-        users = [one for one in members.values() if one.grant_id == grant_id]
-        if len(users) <= count:
+    bars: dict[bytes, Bar] = {}
+    if not users:
+        return excess, bars
+    view = claims.grant_view(replica, members.values())
+    for grant_id, group in users.items():
+        count = group[0].grant_count or 0
+        if len(group) < count:
             continue
-        inside = claims.admitted(view, grant_id, count)
-        names = ", ".join(sorted(members[one].name for one in inside)[:8])
-        for one in users:
-            if one.node_id not in inside:
-                excess[one.node_id] = Denied(
-                    USED_UP_CAUSE,
-                    f"the grant of {one.name}'s token is good for {count} node"
-                    f"{'' if count == 1 else 's'} and used by {names}",
-                )
-    return excess
-
-
-def _seen(
-    replica: Replica, members: Mapping[bytes, Member], now_ms: int
-) -> dict[bytes, set[bytes]]:
-    """Return whom each member saw come in."""
-    seen: dict[bytes, set[bytes]] = {}
-    ids = {id_text(one): one for one in members}
-    for entry in replica.entries(WITNESS, now_ms):
-        _, _, rest = entry.key.partition("/")
-        kind, _, claimant = rest.partition("/")
-        if kind == claims.GRANT_KIND and claimant in ids and ids[claimant] != entry.owner:
-            seen.setdefault(entry.owner, set()).add(ids[claimant])
-    return seen
+        ranked = sorted(group, key=lambda one: view.rank(view.claims[one.node_id]))
+        inside, out = ranked[:count], ranked[count:]
+        names = ", ".join(sorted(one.name for one in inside)[:8])
+        words = f"good for {count} node{'' if count == 1 else 's'} and used by {names}"
+        last = view.rank(view.claims[inside[-1].node_id]) if inside else claims.BEST_RANK
+        bar = bars[grant_id] = Bar(view, last, words)
+        excess.update((one.node_id, bar.denied(one)) for one in out)
+    return excess, bars
 
 
 def _vouched(
@@ -160,7 +191,7 @@ def _vouched(
     waiting = list(inside)
     while waiting:
         for one in seen.get(waiting.pop(), ()):
-            if one not in inside and one not in found.excess:
+            if one in members and one not in inside and one not in found.excess:
                 inside.add(one)
                 waiting.append(one)
     return frozenset(inside)

@@ -47,12 +47,15 @@ from provisioning.membership import Member
 
 NODE = "node"
 SETTLE_SECONDS = 0.05
+SETTLE_PER_MEMBER = 0.0002
 ENDPOINTS_MAX = 8
 ENDPOINTS_SECONDS = 8 * 3600.0
 # A member that the ledger names is looked for only if it was not found otherwise by then.
 LEAD_SECONDS = 4.0
 STANDING_SECONDS = 5.0
 _MATTERS = frozenset({MEMBER, REVOKED, ADDRESS, WITNESS, ASSIGNED, EPOCH})
+# Of these, what bears on who is in.
+_STANDING = frozenset({MEMBER, REVOKED, WITNESS, ASSIGNED})
 
 Step = gossip.Action | events.Action
 
@@ -97,9 +100,6 @@ class Policies:
     def judge(self, member: Member) -> Denied | None:
         """Return why a node is not let in, None if it is."""
         found = self._where_all_stand()
-        if member.grant_count is not None and not self._replica.directory.member(member.node_id):
-            # Its certificate is not in the ledger yet: what if it were?
-            found = self._reckon((member,))
         return replace(found, now=self._now_ms(self.mono) / 1000).judge(member)
 
     # Told by the plane
@@ -117,16 +117,21 @@ class Policies:
         """Take note of a change in the ledger."""
         if entry.bucket in _MATTERS:
             self._dirty.add(entry.bucket)
-            self._standing = None
+            if entry.bucket in _STANDING:
+                self._standing = None
             if self._due is None:
-                self._due = self.mono + SETTLE_SECONDS
+                self._due = self.mono + self._settle_seconds()
         elif entry.bucket == NODE and entry.key.endswith("/endpoints"):
             self._moved[entry.owner] = _endpoints(entry.value)
 
     def liveness_changed(self) -> None:
         """Others may have to bear witness now."""
         self._dirty.add(WITNESS)
-        self._due = self._due or self.mono + SETTLE_SECONDS
+        self._due = self._due or self.mono + self._settle_seconds()
+
+    def _settle_seconds(self) -> float:
+        """Return how long changes are collected: what follows from them grows with the members."""
+        return SETTLE_SECONDS + SETTLE_PER_MEMBER * len(self._replica.directory)
 
     def local_addresses(self, hosts: tuple[str, ...]) -> None:
         """Take note of where this node is now."""
@@ -333,7 +338,6 @@ class Policies:
             else [],
             self.alive() | {self._identity.node_id},
             quality=self._ledger.timekeeper.quality,
-            now_ms=self._now_ms(now.mono),
             mono=now.mono,
         )
         for one in writes:

@@ -11,6 +11,7 @@ from appliance.ledger.hlc import STAMP_MAX
 from appliance.ledger.swim import Status
 from appliance.names.zone import NodeName
 from appliance.overlay.addresses import ula_address
+from appliance.overlay.visitors import is_visitor
 from provisioning.keys import id_text
 
 
@@ -87,7 +88,7 @@ def names_view(plane: ControlPlane, mono: float) -> tuple[NodeName, ...]:
     network_id = plane.identity.network.network_id
     excess = plane.policies.standing().excess
     given = names(replica, now_ms)
-    seen = grant_view(replica, replica.directory, now_ms).sightings
+    seen = grant_view(replica, replica.directory).sightings
     found = []
     for member in replica.directory:
         node_id = member.node_id
@@ -114,10 +115,15 @@ def ledger_view(plane: ControlPlane) -> LedgerView:
         entries=len(replica),
         bytes=replica.bytes,
         members=len(replica.directory),
-        contacts=len(plane.core.contacts()),
+        contacts=len(plane.core.contacts() - visitors_of(plane)),
         epoch=plane.policies.secrets.current,
         clock=plane.timekeeper.quality.name.lower(),
     )
+
+
+def visitors_of(plane: ControlPlane) -> frozenset[bytes]:
+    """Return the ids of those among the peers who only look in: no members, so never shown."""
+    return frozenset(node for node, peer in plane.peers.items() if is_visitor(peer.member.labels))
 
 
 def _state(plane: ControlPlane, node_id: bytes) -> str:

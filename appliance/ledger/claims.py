@@ -14,13 +14,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from weakref import WeakKeyDictionary
 
 import msgspec
 
 from appliance.ledger.rules import ADDRESS, ASSIGNED, WITNESS
-from appliance.ledger.state import Replica
+from appliance.ledger.state import Change, Replica
 from appliance.ledger.timekeeper import Quality
 from appliance.overlay.addresses import AddressesExhaustedError, claimed_address, usable
 from appliance.overlay.wire import ATTEMPT_MAX
@@ -36,6 +39,8 @@ _VALUE_MAX = 64
 _WITNESS_LABEL = b"skerry witness v1"
 
 Rank = tuple[int, int, int, bytes]
+# No claim ranks below it.
+BEST_RANK: Rank = (0, 0, 0, b"")
 
 
 class ClaimValue(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -148,9 +153,12 @@ def is_derived(claim: Claim, host_range: ipaddress.IPv4Network) -> bool:
 
     So nobody can go for a certain address: a node gets what its id leads to.
     """
-    if claim.attempt is None:
-        return False
-    return claimed_address(claim.node, claim.attempt, host_range).packed == claim.what
+    return claim.attempt is not None and _derived(claim, claim.attempt, host_range)
+
+
+@lru_cache(maxsize=4096)
+def _derived(claim: Claim, attempt: int, host_range: ipaddress.IPv4Network) -> bool:
+    return claimed_address(claim.node, attempt, host_range).packed == claim.what
 
 
 def _acceptable(claim: Claim, view: View, host_range: ipaddress.IPv4Network) -> bool:
@@ -189,8 +197,9 @@ def is_witness(own: bytes, claimant: bytes, alive: Iterable[bytes]) -> bool:
         return hashlib.sha256(_WITNESS_LABEL + claimant + node).digest()
 
     mine = score(own)
-    better = sum(score(one) < mine for one in alive if one not in {own, claimant})
-    return better < WITNESSES
+    better = (one for one in alive if one not in {own, claimant} and score(one) < mine)
+    # Most are far down: a few hashes show that, however many members there are.
+    return len(list(islice(better, WITNESSES))) < WITNESSES
 
 
 def bears_witness(claim: Claim, view: View, said: bytes | None) -> bool:
@@ -214,13 +223,89 @@ def admitted(view: View, grant_id: bytes, count: int | None) -> frozenset[bytes]
     return frozenset(one.node for one in (claims if count is None else claims[:count]))
 
 
-def grant_view(replica: Replica, members: Iterable[Member], now_ms: int) -> View:
+def grant_view(replica: Replica, members: Iterable[Member]) -> View:
     """Return the view of the grants that members came in under."""
     claims = {one.node_id: Claim(one.node_id, one.grant_id) for one in members}
-    return View(claims, _sightings(replica, GRANT_KIND, now_ms))
+    return View(claims, said_of(replica).best(GRANT_KIND))
 
 
 # In the ledger
+
+
+class Said:
+    """What claimants and witnesses say, kept up with a replica (`said_of`).
+
+    What is malformed counts for nothing. A network of n members has some 6 n sightings: they are
+    read once each, not with every change.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        self.claims: dict[bytes, Claim] = {}
+        # Whom each member says to have seen come in.
+        self.saw: dict[bytes, set[bytes]] = {}
+        self._seen: dict[str, dict[tuple[bytes, bytes], dict[bytes, Sighting]]] = {}
+        self._best: dict[str, dict[tuple[bytes, bytes], Sighting]] = {}
+        replica.follow(ADDRESS, self._address)
+        replica.follow(WITNESS, self._witness)
+
+    def witnesses(self, kind: str, claim: Claim) -> Collection[bytes]:
+        """Return who says to have seen a claim."""
+        return self._seen.get(kind, {}).get((claim.node, claim.what), {}).keys()
+
+    def best(self, kind: str) -> dict[tuple[bytes, bytes], Sighting]:
+        """Return the best sighting by claimant and what was claimed."""
+        return dict(self._best.get(kind, {}))
+
+    def _address(self, change: Change) -> None:
+        entry = change.entry
+        self.claims.pop(entry.owner, None)
+        if change.new is None or entry.deleted:
+            return
+        try:
+            value = codec.decode(entry.value, ClaimValue, limit=_VALUE_MAX)
+        except FormatError:
+            return
+        if value.attempt is None or 0 <= value.attempt <= ATTEMPT_MAX:
+            self.claims[entry.owner] = Claim(entry.owner, value.address, value.attempt)
+
+    def _witness(self, change: Change) -> None:
+        entry, here = change.entry, change.new is not None
+        parts = entry.key.split("/")
+        claimant = _id_of(parts[2]) if len(parts) == 3 else None
+        if claimant is None or claimant == entry.owner or entry.deleted:
+            return
+        kind = parts[1]
+        if kind == GRANT_KIND:
+            saw = self.saw.setdefault(entry.owner, set())
+            (saw.add if here else saw.discard)(claimant)
+            if not saw:
+                del self.saw[entry.owner]
+        try:
+            value = codec.decode(entry.value, WitnessValue, limit=_VALUE_MAX)
+        except FormatError:
+            return
+        about = claimant, value.what
+        seen = self._seen.setdefault(kind, {}).setdefault(about, {})
+        if here:
+            seen[entry.owner] = Sighting(value.quality <= Quality.GUESSED, entry.stamp)
+        else:
+            seen.pop(entry.owner, None)
+        if seen:
+            self._best.setdefault(kind, {})[about] = min(seen.values())
+        else:
+            del self._seen[kind][about]
+            self._best.get(kind, {}).pop(about, None)
+
+
+_SAID: WeakKeyDictionary[Replica, Said] = WeakKeyDictionary()
+
+
+def said_of(replica: Replica) -> Said:
+    """Return what claimants and witnesses say in a replica; it is kept up from now on."""
+    found = _SAID.get(replica)
+    if found is None:
+        found = _SAID[replica] = Said(replica)
+    return found
 
 
 def address_view(replica: Replica, host_range: ipaddress.IPv4Network, now_ms: int) -> View:
@@ -232,17 +317,13 @@ def address_view(replica: Replica, host_range: ipaddress.IPv4Network, now_ms: in
             owner = _id_of(node)
             if owner is not None:
                 fixed[owner] = entry.value
-    claims: dict[bytes, Claim] = {}
-    for entry in replica.entries(ADDRESS, now_ms):
-        try:
-            value = codec.decode(entry.value, ClaimValue, limit=_VALUE_MAX)
-        except FormatError:
-            continue
-        claim = Claim(entry.owner, value.address, value.attempt)
-        fits = value.attempt is None or 0 <= value.attempt <= ATTEMPT_MAX
-        if fits and (fixed.get(claim.node) == claim.what or is_derived(claim, host_range)):
-            claims[entry.owner] = claim
-    return View(claims, _sightings(replica, ADDRESS_KIND, now_ms), fixed)
+    said = said_of(replica)
+    claims = {
+        node: claim
+        for node, claim in said.claims.items()
+        if fixed.get(node) == claim.what or is_derived(claim, host_range)
+    }
+    return View(claims, said.best(ADDRESS_KIND), fixed)
 
 
 def claim_value(claim: Claim) -> bytes:
@@ -266,24 +347,6 @@ def in_range(address: bytes, host_range: ipaddress.IPv4Network) -> bool:
         return False
     place = int.from_bytes(address) - int(host_range.network_address)
     return 0 < place < host_range.num_addresses - 1
-
-
-def _sightings(replica: Replica, kind: str, now_ms: int) -> dict[tuple[bytes, bytes], Sighting]:
-    best: dict[tuple[bytes, bytes], Sighting] = {}
-    for entry in replica.entries(WITNESS, now_ms):
-        parts = entry.key.split("/")
-        claimant = _id_of(parts[2]) if len(parts) == 3 and parts[1] == kind else None
-        if claimant is None or claimant == entry.owner:
-            continue
-        try:
-            value = codec.decode(entry.value, WitnessValue, limit=_VALUE_MAX)
-        except FormatError:
-            continue
-        seen = Sighting(value.quality <= Quality.GUESSED, entry.stamp)
-        about = claimant, value.what
-        if about not in best or seen < best[about]:
-            best[about] = seen
-    return best
 
 
 def _id_of(text: str) -> bytes | None:

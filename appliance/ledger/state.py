@@ -10,7 +10,7 @@ voids an owner. Time is the caller's (`timekeeper`), in Unix milliseconds.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -85,6 +85,9 @@ class Outcome:
 _KNOWN = Outcome(Verdict.KNOWN)
 
 
+Follower = Callable[[Change], None]
+
+
 class Replica:
     """All entries, the members they prove, and an index for reconciliation (``ids``)."""
 
@@ -99,6 +102,7 @@ class Replica:
         self._owned: dict[bytes, dict[str, dict[str, Entry]]] = {}
         self._sizes: dict[tuple[bytes, str], int] = {}
         self._leases: list[tuple[int, bytes]] = []
+        self._followers: dict[str, list[Follower]] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -135,6 +139,16 @@ class Replica:
         """Yield what every owner says under every key of a bucket, not only what counts."""
         for owners in self._keys.get(bucket, {}).values():
             yield from (one for one in owners.values() if not one.deleted and one.live(now_ms))
+
+    def follow(self, bucket: str, follower: Follower) -> None:
+        """Tell of every entry in a bucket, now and as they come and go; tombstones are entries.
+
+        For what would have to be worked out anew from a whole bucket otherwise.
+        """
+        for owners in self._keys[bucket].values():
+            for one in owners.values():
+                follower(Change(None, one))
+        self._followers.setdefault(bucket, []).append(follower)
 
     def owned(self, owner: bytes) -> Iterator[Entry]:
         """Yield all entries of an owner, tombstones included."""
@@ -254,6 +268,8 @@ class Replica:
         self._account(entry, entry.size)
         self.ids.add(entry.entry_id)
         self._lease(entry)
+        for tell in self._followers.get(entry.bucket, ()):
+            tell(Change(None, entry))
         trimmed = list(self._trim(entry.owner, entry.bucket))
         if entry.entry_id not in self._by_id:
             trimmed = [one for one in trimmed if one.old is not entry]
@@ -314,6 +330,8 @@ class Replica:
             del self._owned[entry.owner]
         self.ids.remove(entry.entry_id)
         self._account(entry, -entry.size)
+        for tell in self._followers.get(entry.bucket, ()):
+            tell(Change(entry, None))
         return Change(entry, None)
 
 

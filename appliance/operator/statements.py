@@ -195,7 +195,7 @@ class Desk:
         Whoever is left out by mistake gets it from any member that knows better.
         """
         members = list(self.replica.directory)
-        view = claims.grant_view(self.replica, members, self.now_ms)
+        view = claims.grant_view(self.replica, members)
         closed = assigned.closed_grants(self.replica, self.now_ms)
         for_good = assigned.admitted_for_good(self.replica, self.now_ms)
         within: dict[tuple[bytes, int | None], frozenset[bytes]] = {}

@@ -221,7 +221,7 @@ def test_the_excess_of_a_grant_is_out_by_the_witnesses_word() -> None:
         key = witness_key(D.node_id, GRANT_KIND, of.node_id)
         value = witness_value(of.grant_id, Quality.SYNCED)
         here.apply(entry(D, "witness", key, value, sequence=when - NOW, ms=when), NOW)
-    found = grant_view(here, here.directory, NOW)
+    found = grant_view(here, here.directory)
     assert admitted(found, A.grant_id, 2) == {B.node_id, C.node_id}
     assert admitted(found, A.grant_id, None) == {one.node_id for one in (A, B, C, D)}
     assert admitted(found, b"another grant...", 2) == frozenset()
