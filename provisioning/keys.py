@@ -7,6 +7,7 @@ signature of one kind never passes for another (RFC 8032 keys, domain separation
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from enum import Enum
 
@@ -68,6 +69,7 @@ def short_hash(label: bytes, data: bytes) -> bytes:
     return hashlib.sha256(label + data).digest()[:ID_SIZE]
 
 
+@functools.lru_cache(maxsize=4096)
 def id_text(identifier: bytes) -> str:
     """Return an id as people see it: lower-case base32 (RFC 4648) without padding."""
     return base64.b32encode(identifier).decode().rstrip("=").lower()
