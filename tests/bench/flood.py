@@ -1,8 +1,9 @@
 """A node under fire: 50,000 datagrams a second at its port, and what that does to it.
 
-First nothing, then noise from a stranger, then a member's valid messages over and over. The while,
-the victim's API is asked, values go through the ledger from and to it, and the tunnel is pinged.
-All of it shares this machine's cores, the sender too.
+First nothing, then noise from a stranger (``noise``), a member's good handshakes over and over
+(``hellos``), noise in the name of many hosts (``many``) and in that of a member (``member``). The
+while, the victim's API is asked, values go through the ledger from and to it, and the tunnel is
+pinged. All of it shares this machine's cores, the sender too.
 """
 
 from __future__ import annotations
@@ -59,15 +60,23 @@ def run() -> Sequence[Figure]:
             figures += under(nodes, "hellos", flooding(stranger, nodes[0], pool))
             time.sleep(2)
             together(nodes)
+            # Noise in the name of strangers that change all the time, and in that of a member.
+            pool = stranger.folder / "noise"
+            figures += under(nodes, "many", flooding(stranger, nodes[0], pool, "many"))
+            time.sleep(2)
+            together(nodes)
+            figures += under(nodes, "member", flooding(stranger, nodes[0], pool, nodes[1].address))
+            time.sleep(2)
+            together(nodes)
     except LabError as error:
         raise SkerryError(str(error)) from error
     return figures
 
 
-def flooding(source: Node, target: Node, pool: Path) -> subprocess.Popen[str]:
+def flooding(source: Node, target: Node, pool: Path, *disguise: str) -> subprocess.Popen[str]:
     """Start a flood."""
     words = [sys.executable, "-m", "tests.netns.flooder"]
-    words += [target.address, str(PORT), str(RATE), str(SECONDS), str(pool)]
+    words += [target.address, str(PORT), str(RATE), str(SECONDS), str(pool), *disguise]
     return subprocess.Popen(source.command(*words), cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 

@@ -1,8 +1,9 @@
-"""Sends datagrams as fast as asked: ``python -m tests.netns.flooder HOST PORT RATE SECONDS POOL``.
+"""Sends datagrams as fast as asked.
 
-POOL is a file of datagrams, each after its length as a big-endian 2-byte number; they are sent over
-and over. Prints ``{"sent", "seconds"}`` when done. One system call sends many (sendmmsg(2)), or
-Python could not reach the rate.
+``python -m tests.netns.flooder HOST PORT RATE SECONDS POOL [SOURCE]``: POOL is a file of datagrams,
+each after its length as a big-endian 2-byte number; they are sent over and over, in the name of
+SOURCE (a host, or ``many`` for a different one each time) if it is given. Prints ``{"sent",
+"seconds"}`` when done. One system call sends many (sendmmsg(2)), or the rate is out of reach.
 """
 
 from __future__ import annotations
@@ -77,10 +78,24 @@ def batches(pool: Sequence[bytes]) -> list[tuple[ctypes.Array[_Message], int]]:
     return made
 
 
-def flood(host: str, port: int, rate: int, seconds: float, pool: Sequence[bytes]) -> int:
+def disguised(pool: Sequence[bytes], source: str, host: str, port: int) -> list[bytes]:
+    """Return IP packets (the kernel fills in length, checksum and id) from another address."""
+    packets = []
+    for number, data in enumerate(pool):
+        named = f"192.168.77.{100 + number % 150}" if source == "many" else source
+        udp = struct.pack(">HHHH", port, port, 8 + len(data), 0) + data
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_UDP, 0)
+        packets.append(head + socket.inet_aton(named) + socket.inet_aton(host) + udp)
+    return packets
+
+
+def flood(
+    host: str, port: int, rate: int, seconds: float, pool: Sequence[bytes], *, raw: bool = False
+) -> int:
     """Send at a rate (packets per second) for a while; return how many were sent."""
     arrays, sent, turn = batches(pool), 0, 0
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+    kind = (socket.SOCK_RAW, socket.IPPROTO_RAW) if raw else (socket.SOCK_DGRAM, 0)
+    with socket.socket(socket.AF_INET, *kind) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         connection.connect((host, port))
         begun = time.monotonic()
@@ -97,11 +112,14 @@ def flood(host: str, port: int, rate: int, seconds: float, pool: Sequence[bytes]
     return sent
 
 
-def main(host: str, port: int, rate: int, seconds: float, pool: Path) -> None:
-    begun = time.monotonic()
-    sent = flood(host, port, rate, seconds, read_pool(pool))
+def main(host: str, port: int, rate: int, seconds: float, file: Path, source: str = "") -> None:
+    pool, begun = read_pool(file), time.monotonic()
+    if source:
+        pool = disguised(pool, source, host, port)
+    sent = flood(host, port, rate, seconds, pool, raw=bool(source))
     print(json.dumps({"sent": sent, "seconds": time.monotonic() - begun}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), Path(sys.argv[5]))
+    host, port, rate, seconds, file, *source = sys.argv[1:]
+    main(host, int(port), int(rate), float(seconds), Path(file), *source)
