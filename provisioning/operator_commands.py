@@ -208,6 +208,8 @@ def _labels(given: list[str]) -> dict[str, str]:
         key, equals, value = one.partition("=")
         if not equals or key in labels:
             raise UsageError(f"--label {one!r} is no new KEY=VALUE")
+        if key.startswith("skerry.internal/"):
+            raise UsageError(f"the label {key} is Skerry's own: choose a key with another prefix")
         labels[key] = value
     return labels
 
@@ -216,7 +218,8 @@ def _passphrase_in(path: Path) -> str:
     try:
         text = read_small(path.resolve(), 4096).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"the passphrase in {path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise FileError(f"the passphrase in {path} cannot be read: {reason}") from error
     found = text.removesuffix("\n").removesuffix("\r")
     if not found:
         raise FileError(f"the passphrase in {path} is empty")

@@ -65,7 +65,19 @@ def places(
         write = Write(ADDRESS, id_text(own), claims.claim_value(decision.claim))
     address = ipaddress.IPv4Address(mine.what) if mine is not None else None
     others = {node: held for node, held in _held(view, own).items() if held != address}
-    return Places(address, others, decision.lost_to, write=write)
+    return Places(address, others, decision.lost_to, _given_twice(own, view, address), write)
+
+
+def _given_twice(own: bytes, view: View, address: ipaddress.IPv4Address | None) -> Problem | None:
+    fixed = view.fixed.get(own)
+    if fixed is None or address is None or address.packed == fixed:
+        return None
+    return Problem(
+        "address-given-twice",
+        f"{ipaddress.IPv4Address(fixed)} was fixed for this node and for another one, which has "
+        f"it; this node has {address}",
+        "Give one of them another address: `skerry node address` on the operator's machine.",
+    )
 
 
 def _held(view: View, own: bytes) -> dict[bytes, ipaddress.IPv4Address]:

@@ -48,7 +48,8 @@ class Standing:
     anybody says to have seen; ``said`` tells who saw whom. ``bars`` are, by grant whose count is
     reached, the rank that a newcomer would have to beat and the words for who does not. ``now`` is
     Unix seconds; where nobody has a clock it is the latest time that is known to be past, so what
-    has expired by it has expired.
+    has expired by it has expired. ``spoken``: the root key
+    has admitted somebody for good, and so said who was in.
     """
 
     directory: Directory
@@ -61,6 +62,7 @@ class Standing:
     members: Mapping[bytes, Member] = field(default_factory=dict)
     bars: Mapping[bytes, Bar] = field(default_factory=dict)
     said: Said | None = None
+    spoken: bool = False
 
     def judge(self, member: Member) -> Denied | None:
         """Return why a node whose certificate was verified is not let in, None if it is."""
@@ -100,6 +102,11 @@ class Standing:
             return False
         return any(node_id in self.said.saw.get(one, ()) for one in self.vouched)
 
+    def is_late(self, member: Member) -> bool:
+        """Say whether nothing but trust could let a member in: its grant has expired."""
+        denied = replace(self, trusting=False).judge(member)
+        return denied is not None and denied.cause == EXPIRED_CAUSE
+
     def is_open(self, member: Member) -> bool:
         """Say whether the member's grant lets new nodes in now."""
         if member.grant_id in self.closed:
@@ -133,7 +140,8 @@ def standing(
     said = said_of(replica)
     excess, bars = _excess(replica, members)
     found = Standing(replica.directory, excess, frozenset(), closed, trusting=False, now=now)
-    inside = {own.node_id, *known, *admitted_for_good(replica, now_ms)}
+    for_good = admitted_for_good(replica, now_ms)
+    inside = {own.node_id, *known, *for_good}
     vouched = _vouched(found, members, inside, said.saw)
     trusting = not vouched - {own.node_id}
     witnessed = frozenset(
@@ -147,6 +155,7 @@ def standing(
         members=members,
         bars=bars,
         said=said,
+        spoken=bool(for_good),
     )
 
 
@@ -235,14 +244,19 @@ class Newcomer:
     ) -> dict[bytes, Denied]:
         """Judge whom it met; return who has to go. From now on it knows whom to let in.
 
-        ``reckon`` gives everybody's standing if some are known. Where it speaks for nobody (all
-        grants have expired), one that others vouch for, or else the first, is taken at its word.
+        ``reckon`` gives everybody's standing if some are known. Those whose grants have expired are
+        taken at their word if others have seen them, as long as the root key has not said who is
+        in: members that came with open grants cannot speak for those who were there before them.
+        Where there is nobody else, the first is believed.
         """
         self.informed = True
         met = sorted((one for one in self._met if one in peers), key=self._met.__getitem__)
         self._met.clear()
         found = reckon(set())
-        if found.trusting and met:
-            found = reckon({next((one for one in met if one in found.witnessed), met[0])})
+        if found.trusting or not found.spoken:
+            late = [one for one in met if found.is_late(peers[one])]
+            seen = {one for one in late if one in found.witnessed}
+            if seen or (late and found.trusting):
+                found = reckon(seen or {late[0]})
         judged = {one: found.judge(peers[one]) for one in met}
         return {one: denied for one, denied in judged.items() if denied is not None}

@@ -16,7 +16,7 @@ from random import Random
 from appliance.clock import Look
 from appliance.control import keyring
 from appliance.control.actions import LedgerChanged, Told
-from appliance.control.policies import Policies
+from appliance.control.policies import INFORMED_KEY, Policies
 from appliance.ledger import gossip
 from appliance.ledger.directory import Directory
 from appliance.ledger.entry import Entry
@@ -103,7 +103,8 @@ class ControlPlane:
             lambda member: self.policies.judge(member),  # noqa: PLW0108
             self.timekeeper.own_reading,
         )
-        self.policies = Policies(identity, self.core, self.gossip, secrets)
+        informed = INFORMED_KEY in remembered
+        self.policies = Policies(identity, self.core, self.gossip, secrets, informed=informed)
         self._contacts = -1
         self._pending: list[Change] = []
         self._own_pending = False

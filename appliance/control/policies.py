@@ -38,6 +38,8 @@ from appliance.overlay.clock import Now
 from appliance.overlay.core import Core
 from appliance.overlay.endpoint import Endpoint, PackedEndpoint, is_candidate, unpack_endpoint
 from appliance.overlay.errors import WireError
+from appliance.overlay.peers import Peer
+from appliance.overlay.visitors import is_visitor
 from appliance.problem import Problem
 from provisioning import codec
 from provisioning.errors import FormatError
@@ -46,6 +48,7 @@ from provisioning.keys import id_text
 from provisioning.membership import Member
 
 NODE = "node"
+INFORMED_KEY = "control/informed"
 SETTLE_SECONDS = 0.05
 SETTLE_PER_MEMBER = 0.0002
 ENDPOINTS_MAX = 8
@@ -53,6 +56,7 @@ ENDPOINTS_SECONDS = 8 * 3600.0
 # A member that the ledger names is looked for only if it was not found otherwise by then.
 LEAD_SECONDS = 4.0
 STANDING_SECONDS = 5.0
+AHEAD_MS = 60_000
 _MATTERS = frozenset({MEMBER, REVOKED, ADDRESS, WITNESS, ASSIGNED, EPOCH})
 # Of these, what bears on who is in.
 _STANDING = frozenset({MEMBER, REVOKED, WITNESS, ASSIGNED})
@@ -69,7 +73,10 @@ class Policies:
         core: Core,
         ledger: gossip.Gossip,
         secrets: epochs.Secrets,
+        *,
+        informed: bool = False,
     ) -> None:
+        """``informed``: an earlier run knew whom to let in, and kept `INFORMED_KEY`."""
         self.secrets = secrets
         self.places = Places(None, {})
         # The monotonic time of what is under way; the plane keeps it right.
@@ -82,8 +89,7 @@ class Policies:
         self._core = core
         self._witness = Witness(identity.node_id)
         self._addresses = View({})
-        # Who has met others before knows whom it met; its ledger is on the disk.
-        self._newcomer = Newcomer(informed=len(ledger.replica.directory) > 1)
+        self._newcomer = Newcomer(informed=informed)
         self._standing: Standing | None = None
         self._standing_until = 0.0
         self._dirty = set(_MATTERS)
@@ -100,13 +106,17 @@ class Policies:
     def judge(self, member: Member) -> Denied | None:
         """Return why a node is not let in, None if it is."""
         found = self._where_all_stand()
-        return replace(found, now=self._now_ms(self.mono) / 1000).judge(member)
+        now = self._now_ms(self.mono) / 1000
+        # A newcomer lets in on trust whom it could know only by those that it lets in.
+        trusting = found.trusting or not (self._newcomer.informed or found.spoken)
+        return replace(found, now=now, trusting=trusting).judge(member)
 
     # Told by the plane
 
     def begin(self, now: Now) -> None:
         """Let the core know what it has to before it starts."""
         self.mono = self._due = now.mono
+        self._meet(now.mono)
         self._new_secrets()
         # With what was known before: a restart takes no address away, not for a moment.
         if self._config.vpn:
@@ -255,6 +265,13 @@ class Policies:
         self._fresh_secrets = True
         self._due = now.mono
 
+    def _end_overlap_in_time(self, now: Now) -> None:
+        """Begin the overlap anew if a clock that was ahead began it: it must have an end."""
+        now_ms = self._now_ms(now.mono)
+        if self.secrets.since_ms > now_ms + AHEAD_MS:
+            self.secrets = epochs.Secrets(self.secrets.known, now_ms)
+            self._fresh_secrets, self._due = True, now.mono
+
     def _new_secrets(self) -> None:
         self._fresh_secrets = False
         secrets = self.secrets
@@ -265,10 +282,9 @@ class Policies:
     def decide(self, now: Now) -> Iterator[Step]:
         """Yield what is to be done now."""
         self.mono = now.mono
+        self._end_overlap_in_time(now)
         if not self._newcomer.informed:
-            peers = self._core.peers
-            contact = any(one.up for one in peers.values())
-            self._newcomer.meet(peers, contact=contact, mono=now.mono)
+            self._meet(now.mono)
             informed = self._newcomer.due()
             if informed is not None and informed <= now.mono:
                 yield from self._judge_those_met(now)
@@ -355,10 +371,20 @@ class Policies:
             if denied is not None:
                 yield from self._core.expel(peer.node_id, denied.cause, denied.detail, now)
 
+    def _members_met(self) -> dict[bytes, Peer]:
+        """Return the peers but for operators that look in: they tell nobody who is in."""
+        peers = self._core.peers.values()
+        return {one.node_id: one for one in peers if not is_visitor(one.member.labels)}
+
+    def _meet(self, mono: float) -> None:
+        met = self._members_met()
+        self._newcomer.meet(met, contact=any(one.up for one in met.values()), mono=mono)
+
     def _judge_those_met(self, now: Now) -> Iterator[events.Action]:
-        members = {one.node_id: one.member for one in self._core.peers.values()}
+        members = {one.node_id: one.member for one in self._members_met().values()}
         denied = self._newcomer.settle(partial(self._reckon, ()), members)
         self._standing = None
+        yield events.Remember(INFORMED_KEY, b"\x01")
         for node_id, why in denied.items():
             yield from self._core.expel(node_id, why.cause, why.detail, now)
         self._dirty.add(WITNESS)
@@ -423,7 +449,7 @@ class Policies:
         self, candidates: tuple[Member, ...] = (), known: set[bytes] | None = None
     ) -> Standing:
         if known is None:
-            known = self._newcomer.known(self._core.peers.keys())
+            known = self._newcomer.known(self._members_met())
         return standing(
             self._replica,
             own=self._identity.member(),

@@ -25,8 +25,12 @@ import msgspec
 from appliance.ledger.rules import ADDRESS, ASSIGNED, WITNESS
 from appliance.ledger.state import Change, Replica
 from appliance.ledger.timekeeper import Quality
-from appliance.overlay.addresses import AddressesExhaustedError, claimed_address, usable
-from appliance.overlay.wire import ATTEMPT_MAX
+from appliance.overlay.addresses import (
+    ATTEMPT_MAX,
+    AddressesExhaustedError,
+    claimed_address,
+    usable,
+)
 from provisioning import codec
 from provisioning.errors import FormatError
 from provisioning.keys import ID_SIZE, id_text
@@ -133,7 +137,8 @@ def decide(own: bytes, view: View, host_range: ipaddress.IPv4Network) -> Decisio
     """
     mine = view.claims.get(own)
     fixed = view.fixed.get(own)
-    if fixed is not None:
+    rival = None if fixed is None else _given_twice(own, fixed, view)
+    if fixed is not None and rival is None:
         keep = mine is not None and mine.what == fixed
         return Decision(None if keep else Claim(own, fixed))
     if mine is not None:
@@ -144,8 +149,19 @@ def decide(own: bytes, view: View, host_range: ipaddress.IPv4Network) -> Decisio
             return Decision(_next_free(own, (mine.attempt or 0) + 1, view, host_range), holder)
         fixed_for = next((node for node, one in view.fixed.items() if one == mine.what), None)
         attempt = 0 if mine.attempt is None else mine.attempt + 1
-        return Decision(_next_free(own, attempt, view, host_range), fixed_for)
+        return Decision(_next_free(own, attempt, view, host_range), rival or fixed_for)
     return Decision(_next_free(own, 0, view, host_range))
+
+
+def _given_twice(own: bytes, fixed: bytes, view: View) -> bytes | None:
+    """Return who has the address that the operator fixed for this node, by mistake for it too."""
+    rank = view.rank(Claim(own, fixed))
+    rivals = (
+        one
+        for one in view.claims.values()
+        if one.node != own and one.what == fixed and view.fixed.get(one.node) == fixed
+    )
+    return next((one.node for one in rivals if view.rank(one) < rank), None)
 
 
 def is_derived(claim: Claim, host_range: ipaddress.IPv4Network) -> bool:

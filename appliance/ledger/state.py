@@ -239,9 +239,19 @@ class Replica:
             return Reason.EXPIRED
         if not rule.final and entry.sequence < self.floor(entry.owner):
             return Reason.VOIDED
-        if entry.owner not in self._owned and self.bytes + entry.size > self._total_bytes_max:
-            return Reason.FULL
-        return None
+        return Reason.FULL if self._is_full_for(entry) else None
+
+    def _is_full_for(self, entry: Entry) -> bool:
+        """Say whether the ledger has no room: replacing goes on, floors rise, the root is heard.
+
+        Else whoever filled it could not be revoked.
+        """
+        if self.bytes + entry.size <= self._total_bytes_max or entry.owner == self._network_id:
+            return False
+        if entry.bucket == FLOOR and entry.owner in self._owned:
+            return False
+        present = self.slot(*entry.slot)
+        return present is None or len(present.value) < len(entry.value)
 
     def _unfounded(self, entry: Entry, rule: Bucket) -> Reason | None:
         """Return what is wrong with its owner or signature."""

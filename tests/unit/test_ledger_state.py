@@ -199,11 +199,21 @@ def test_a_replacement_too_large_says_what_went(monkeypatch: pytest.MonkeyPatch)
     assert contents(here) == {member_entry(A).entry_id}
 
 
-def test_a_full_ledger_takes_no_new_owner() -> None:
-    here = Replica(replica().directory, total_bytes_max=member_entry(A).size)
+def test_a_full_ledger_takes_nothing_new_but_what_makes_room() -> None:
+    first = entry(A, "shared", "k", b"value", sequence=2)
+    here = Replica(replica().directory, total_bytes_max=member_entry(A).size + first.size)
     assert reason(here, member_entry(A)) is None
+    assert reason(here, first) is None
     assert reason(here, member_entry(B)) is Reason.FULL
-    assert reason(here, entry(A, "shared", "k", b"v", sequence=2)) is None
+    assert reason(here, entry(A, "shared", "l", b"v", sequence=3)) is Reason.FULL
+    assert reason(here, entry(A, "shared", "k", b"longer", sequence=4)) is Reason.FULL
+    assert reason(here, entry(A, "shared", "k", b"equal", sequence=70_000)) is None
+    assert reason(here, entry(A, "shared", "k", sequence=70_001, deleted=True)) is None
+    floor = entry(A, "floor", A.text, (70_002).to_bytes(8), sequence=70_002)
+    assert reason(here, floor) is None
+    gone = root_entry("revoked", f"node/{A.text}", b"")
+    assert reason(here, gone) is None
+    assert contents(here) == {gone.entry_id}
 
 
 def test_a_lease_runs_out_and_does_not_come_back() -> None:

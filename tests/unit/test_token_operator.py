@@ -173,6 +173,7 @@ def test_bad_words_are_refused_in_words(capsys: Captured, home: Path, words: lis
         ["--label", "x"],
         ["--label", "=x"],
         ["--label", "a=1", "--label", "a=2"],
+        ["--label", "skerry.internal/operator=1"],
         ["--label", "a=" + "x" * 64],
     ],
 )
