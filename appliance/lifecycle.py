@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from appliance.problem import Problem
+from appliance.problem import CLOCK_BY_MEMBERS, Problem
 
 SETTLE_SECONDS = 8.0
 RETRY_SECONDS = (2.0, 5.0, 15.0, 60.0)
@@ -79,9 +79,12 @@ class Lifecycle:
         return tuple(
             problem
             for problem in self.problems
-            if problem.code not in NOTICES
-            or self.stage is Stage.LOST_IDENTITY
-            or self.now - noticed.get(problem.code, self.now) < NOTICE_SECONDS
+            if problem.code != CLOCK_BY_MEMBERS
+            and (
+                problem.code not in NOTICES
+                or self.stage is Stage.LOST_IDENTITY
+                or self.now - noticed.get(problem.code, self.now) < NOTICE_SECONDS
+            )
         )
 
     @property

@@ -11,6 +11,8 @@ from skerry.errors import SkerryError
 log = logging.getLogger(__name__)
 
 START_SECONDS = 120.0
+# Worth knowing only: `lifecycle` counts it as no reason.
+CLOCK_BY_MEMBERS = "clock-by-members"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,22 @@ def overlay_problem(error: Exception) -> Problem:
     )
 
 
-def clock_problem(now: float, floor: float) -> Problem | None:
+def clock_problem(now: float, floor: float, *, members: bool = False) -> Problem | None:
     """Say whether the wall clock can't be right: it is before a time that has certainly passed.
 
     ``floor`` is the latest such time known (unix seconds): when the image was built, when the token
-    was made. A day of slack forgives a workstation's clock that runs ahead.
+    was made. A day of slack forgives a workstation's clock that runs ahead. ``members``: some
+    answer in the tunnel, and the node goes by their time: worth knowing then, and no trouble.
     """
     if now >= floor - 86400:
         return None
+    if members:
+        return Problem(
+            CLOCK_BY_MEMBERS,
+            f"this machine's clock says {_date(now)}, which has passed; the node goes by its "
+            "members' time",
+            "Give the node a network with time (NTP), or replace the battery of its clock.",
+        )
     return Problem(
         "clock",
         f"the clock says {_date(now)}, but it is later than {_date(floor)}: members can't be "

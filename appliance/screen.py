@@ -10,6 +10,8 @@ from skerry.console import format_size, table
 Document = Mapping[str, Any]
 _PEERS = ("MEMBER", "ADDRESS", "PATH", "RTT", "HANDSHAKE", "STATE")
 _REFUSALS = ("REFUSED", "FROM", "TIMES", "LAST")
+# `control.views.LedgerView.clock`, for people.
+_CLOCKS = {"kept": "not synced"}
 _TOLD = ("REFUSED BY", "CAUSE", "LAST", "ITS WORDS")
 
 
@@ -57,18 +59,22 @@ def _head(document: Document) -> str:
         )
     )
     if overlay:
-        rows.append(("overlay", ", ".join(overlay.get("addresses") or ()) or "(no address yet)"))
-        rows.append(
-            (
-                "interface",
-                f"{overlay.get('interface')}, {overlay.get('mode')} WireGuard, "
-                f"UDP port {overlay.get('listen_port')}",
-            )
-        )
+        rows += _overlay(overlay)
     if ledger := document.get("ledger"):
         rows.append(("ledger", _ledger(ledger)))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _overlay(overlay: Document) -> list[tuple[str, str]]:
+    port = f"UDP port {overlay.get('listen_port')}"
+    if overlay.get("mode") == "off":
+        return [("overlay", f"none: the network has no tunnel (vpn is off), {port}")]
+    interface = f"{overlay.get('interface')}, {overlay.get('mode')} WireGuard, {port}"
+    return [
+        ("overlay", ", ".join(overlay.get("addresses") or ()) or "(no address yet)"),
+        ("interface", interface),
+    ]
 
 
 def _ledger(ledger: Document) -> str:
@@ -76,7 +82,7 @@ def _ledger(ledger: Document) -> str:
     said = [
         f"{ledger.get('entries')} entries, {format_size(ledger.get('bytes') or 0)}",
         f"epoch {ledger.get('epoch')}",
-        f"clock {ledger.get('clock')}",
+        f"clock {_CLOCKS.get(str(ledger.get('clock')), ledger.get('clock'))}",
     ]
     if members is not None:
         said.append(f"{ledger.get('contacts')} of {max(members - 1, 0)} members within reach")
@@ -113,7 +119,7 @@ def _peers(peers: Iterable[Document]) -> str:
         )
         for peer in peers
     ]
-    return table(_PEERS, rows) if rows else "No other member has been met yet."
+    return table(_PEERS, rows) if rows else "No other member is known so far."
 
 
 def _refusals(refusals: Iterable[Document]) -> str:

@@ -193,7 +193,7 @@ class Supervisor:
         self._feed(lifecycle.Found("disk", self._disk_problems(stored)))
         trouble = data_problem(machine.data_trouble(self._config.run_dir))
         self._feed(lifecycle.Found("data", (trouble,) if trouble else ()))
-        self._feed(lifecycle.Found("clock", self._clock_problems()))
+        met = 0
         if self._names is not None:
             self._feed(lifecycle.Found("names", self._names.problems()))
         if self._overlay is not None:
@@ -201,13 +201,13 @@ class Supervisor:
                 self._names.call_machine(self._overlay.name)
             snapshot = self._overlay.snapshot()
             self._feed(lifecycle.Found("network", tuple(snapshot.problems)))
-            self._feed(lifecycle.Tick(sum(1 for peer in snapshot.peers if peer.up)))
-        else:
-            self._feed(lifecycle.Tick())
+            met = sum(1 for peer in snapshot.peers if peer.up)
+        self._feed(lifecycle.Found("clock", self._clock_problems(met)))
+        self._feed(lifecycle.Tick(met))
         if self._facts.wants_token:
             self._look_for_token()
         elif self._identity is not None:
-            self._tokens.ignore(f"{self._identity.name} of {self._identity.network.name}")
+            self._tokens.ignore(f"{self._name} of {self._identity.network.name}")
 
     def _disk_problems(self, stored: Sequence[Problem]) -> tuple[Problem, ...]:
         if any(problem.code == "disk-full" for problem in stored):
@@ -216,11 +216,11 @@ class Supervisor:
         problem = free is not None and room_problem(free, str(self._config.state_dir), LEAST_FREE)
         return (problem,) if problem else ()
 
-    def _clock_problems(self) -> tuple[Problem, ...]:
+    def _clock_problems(self, met: int) -> tuple[Problem, ...]:
         floor = machine.image_epoch()
         if self._identity is not None:
             floor = max(floor, self._identity.time_floor)
-        problem = clock_problem(self._wall_clock(), floor)
+        problem = clock_problem(self._wall_clock(), floor, members=met > 0)
         return (problem,) if problem else ()
 
     def _look_for_token(self) -> None:
@@ -312,6 +312,13 @@ class Supervisor:
 
     # People
 
+    @property
+    def _name(self) -> str:
+        """What this node is called now: the operator may have renamed it."""
+        if self._overlay is not None:
+            return self._overlay.name
+        return self._identity.name if self._identity else ""
+
     def _report(self, report: lifecycle.Report) -> None:
         state = report.state.value
         if report.before is not report.state:
@@ -347,7 +354,7 @@ class Supervisor:
             state_since_s=round(now - self._state_since, 1),
             reasons=reasons,
             notices=tuple(one for one in self._facts.problems if one not in reasons),
-            name=identity.name if identity else "",
+            name=self._name,
             node_id=identity.id_text if identity else "",
             network=identity.network.name if identity else "",
             network_id=id_text(identity.network.network_id) if identity else "",
@@ -405,8 +412,7 @@ class Supervisor:
         if self._identity is not None:
             return HttpError(
                 HTTPStatus.CONFLICT,
-                f"this node already is {self._identity.name} of network "
-                f"{self._identity.network.name}",
+                f"this node already is {self._name} of network {self._identity.network.name}",
                 "To move it to another network, erase its data partition first.",
             )
         return HttpError(

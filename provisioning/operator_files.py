@@ -88,6 +88,11 @@ def create_network(
     return network
 
 
+NO_NETWORK_HINT = (
+    "this is for the machine that made the network; to make a new one: skerry network new NAME"
+)
+
+
 def find_network(given: str | None) -> Path:
     """Return the directory of the network meant: a directory, a name, or None for the only one."""
     base = networks_directory()
@@ -97,7 +102,7 @@ def find_network(given: str | None) -> Path:
                 return directory
         raise OperatorError(
             f"there is no network in {given!r}, nor of that name in {base}",
-            hint="make one with `skerry network new NAME`",
+            hint=NO_NETWORK_HINT,
         )
     known = sorted(path.parent for path in base.glob(f"*/{NETWORK_FILE}"))
     if len(known) == 1:
@@ -105,7 +110,7 @@ def find_network(given: str | None) -> Path:
     names = ", ".join(path.name for path in known)
     raise OperatorError(
         f"there are several networks: {names}" if known else f"there is no network in {base}",
-        hint="say which with --network" if known else "make one with `skerry network new NAME`",
+        hint="say which with --network" if known else NO_NETWORK_HINT,
     )
 
 

@@ -157,7 +157,7 @@ def _address(asked: str, known: Knowledge) -> IPAddress:
     if not found:
         raise RouteError(
             f"{text[:80]!r} is neither an address nor a member's name or id",
-            hint="`skerry node ls` shows the members",
+            hint="`skerry status` shows the members",
         )
     # As the resolver answers: the one that has had the name for longest.
     first = min(found, key=lambda one: (one.since, one.node_id))

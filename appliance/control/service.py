@@ -32,6 +32,7 @@ from appliance.control.views import (
     ledger_view,
     names_view,
     nodes_view,
+    visitors_of,
 )
 from appliance.ledger import gossip
 from appliance.ledger.access import LedgerAccess
@@ -157,8 +158,11 @@ class Control:
         assert self._file is not None  # noqa: S101 - made by start
         shown = self._overlay.snapshot()
         policies = self.plane.policies
+        visitors = visitors_of(self.plane)
         peers = tuple(
-            replace(one, name=policies.called(one.node_id, one.name)) for one in shown.peers
+            replace(one, name=policies.called(one.node_id, one.name))
+            for one in shown.peers
+            if one.node_id not in visitors
         )
         return replace(shown, peers=peers, problems=(*shown.problems, *self._file.problems()))
 

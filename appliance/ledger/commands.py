@@ -87,6 +87,7 @@ def _add_json(parser: _Parser, what: str) -> None:
 
 def _get(arguments: argparse.Namespace) -> int:
     from appliance.api.client import ApiError
+    from skerry.console import note
 
     try:
         entry = _call(arguments, "GET", _path(arguments.bucket, arguments.key))
@@ -96,6 +97,7 @@ def _get(arguments: argparse.Namespace) -> int:
         known = _call(arguments, "GET", "/v1/ledger")["buckets"]
         if all(one["name"] != arguments.bucket for one in known):
             raise
+        note(f"{arguments.bucket}/{arguments.key} has no value")
         return 1
     if arguments.json:
         _print_json(entry)
@@ -303,7 +305,11 @@ def _lease_seconds(text: str) -> int:
     from provisioning.durations import expiry
 
     now = time.time()
-    end = expiry(text, now)
+    try:
+        # Seconds, as the local API has them.
+        end = expiry(f"{text}s" if text.isdigit() else text, now)
+    except UsageError as error:
+        raise UsageError(str(error), hint="say 90s, 12h, or a date like 2027-01-31") from error
     if end is None:
         raise UsageError(
             "a lease that never ends is none", hint="leave --lease out, in a bucket without leases"

@@ -168,6 +168,8 @@ def _read_value(text: str) -> bytes:
             "see it",
             hint="use - for stdin, or @FILE",
         )
+    if not value:
+        raise UsageError("the value is empty", hint="to end a secret: skerry secret rm NAME")
     if len(value) > VALUE_MAX:
         raise UsageError(
             f"the value has more than {VALUE_MAX} bytes",

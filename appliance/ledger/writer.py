@@ -190,6 +190,7 @@ def _hint(reason: Reason | None, rule: Bucket) -> str:
         case Reason.WRONG_LEASE if rule.lease_max_ms is None:
             return f"entries in {rule.name} have no lease"
         case Reason.WRONG_LEASE:
-            return f"{rule.name} needs a lease of at most {(rule.lease_max_ms or 0) // 1000} s"
+            most = (rule.lease_max_ms or 0) // 1000
+            return f"entries in {rule.name} need a lease of at most {most} s: --lease 60s"
         case _:
             return f"{rule.name} holds {rule.what}"

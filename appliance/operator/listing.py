@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from appliance.ledger import assigned, claims
 from appliance.ledger.rules import MEMBER
 from appliance.ledger.state import Replica
-from appliance.operator.resolve import names_of, revoked_grants, revoked_nodes
+from appliance.operator.resolve import names_of, revoked_grants, revoked_name, revoked_nodes
 from appliance.operator.sight import Sight
 from appliance.operator.statements import read_reason
 from appliance.overlay.addresses import ula_address
@@ -83,7 +84,30 @@ def node_rows(
     rows.sort(key=lambda row: (row.name, row.node_id))
     if revoked:
         for node, value in sorted(revoked_nodes(replica, now_ms).items()):
-            rows.append(NodeRow("-", id_text(node), "revoked", reason=read_reason(value)))
+            name, reason = revoked_name(value), read_reason(value)
+            told = reason.removeprefix(name).removeprefix(": ")
+            rows.append(NodeRow(name or "-", id_text(node), "revoked", reason=told))
+    return rows
+
+
+def rows_here(nodes: Iterable[Mapping[str, Any]], fixed: Collection[str]) -> list[NodeRow]:
+    """Return the members that a node lists (``/v1/nodes``); ``fixed``: ids with a fixed address."""
+    rows = []
+    for one in nodes:
+        addresses = [ipaddress.ip_address(text) for text in one["addresses"]]
+        row = NodeRow(
+            one["name"],
+            one["node_id"],
+            "refused" if one["refused"] else one["state"],
+            next((str(address) for address in addresses if address.version == 4), None),
+            one["node_id"] in fixed,
+            next((str(address) for address in addresses if address.version == 6), None),
+            tuple(one["roles"]),
+            one["labels"],
+            one["grant_id"],
+            one["refused"],
+        )
+        rows.append(row)
     return rows
 
 

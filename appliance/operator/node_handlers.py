@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from appliance.ledger.assigned import ADDRESS as FIXED_ADDRESS
 from appliance.ledger.assigned import closed_grants
 from appliance.operator.errors import OperatorError
-from appliance.operator.listing import node_rows
-from appliance.operator.resolve import find_node, find_revocable, names_of
+from appliance.operator.listing import NodeRow, node_rows, rows_here
+from appliance.operator.publisher import node_here
+from appliance.operator.resolve import find_node, find_revocable, names_of, revoked_reason
 from appliance.operator.shared import (
     epochs_words,
     finish,
@@ -33,19 +36,41 @@ from skerry.errors import UsageError
 
 
 def node_ls(arguments: argparse.Namespace) -> int:
-    """List the members."""
-    directory = files.find_network(arguments.network)
+    """List the members; on a node that has no network's directory, as the node sees them."""
+    try:
+        directory = files.find_network(arguments.network)
+    except files.OperatorError:
+        socket = node_here()
+        if arguments.network is not None or arguments.via is not None or socket is None:
+            raise
+        return _ls_here(arguments, socket)
     network = files.load_network(directory)
     sight, trouble = look_around(directory, network, arguments)
     if sight is None:
         assert trouble is not None  # noqa: S101 - one of both
         raise trouble
     rows = node_rows(sight, network, now_ms(), revoked=arguments.all)
+    if not arguments.json:
+        say_sight(sight, trouble)
+        say_waiting(directory, network)
+    return _show(arguments, seen_facts(sight), rows)
+
+
+def _ls_here(arguments: argparse.Namespace, socket: Path) -> int:
+    from appliance.api.client import call
+
+    nodes = call("GET", "/v1/nodes", socket_path=socket)["nodes"]
+    given = call("GET", "/v1/ledger/assigned", socket_path=socket)["entries"]
+    keys = [str(one["key"]).split("/") for one in given]
+    rows = rows_here(nodes, {key[0] for key in keys if key[1:] == [FIXED_ADDRESS]})
+    facts = {"where": str(socket), "fresh": True, "seen": now_ms() // 1000}
+    return _show(arguments, facts, rows)
+
+
+def _show(arguments: argparse.Namespace, facts: dict[str, Any], rows: Sequence[NodeRow]) -> int:
     if arguments.json:
-        print(json.dumps(seen_facts(sight) | {"nodes": [asdict(one) for one in rows]}))
+        print(json.dumps(facts | {"nodes": [asdict(one) for one in rows]}))
         return 0
-    say_sight(sight, trouble)
-    say_waiting(directory, network)
     lines = [
         (
             one.name,
@@ -129,7 +154,8 @@ def _put_out(arguments: argparse.Namespace, *, epoch: bool) -> int:
             )
         name = names_of(replica, desk.now_ms).get(node_id, id_text(node_id))
         before = len(desk.made)
-        begun = desk.revoke(nodes=[node_id], reason=_reason(arguments.reason, name), epoch=epoch)
+        reason = revoked_reason(name, arguments.reason)
+        begun = desk.revoke(nodes=[node_id], reason=reason, epoch=epoch)
         facts: dict[str, Any] = {"node_id": id_text(node_id), "epochs": list(begun)}
         if len(desk.made) == before:
             return f"{name} is out already; a revocation is final", facts
@@ -167,11 +193,6 @@ def _about_node(arguments: argparse.Namespace, intent: Callable[[Desk, Member], 
 
 def _called(desk: Desk, member: Member) -> str:
     return f"{names_of(desk.replica, desk.now_ms)[member.node_id]} ({member.id_text})"
-
-
-def _reason(reason: str, name: str) -> str:
-    """Return the reason with the node's name: once it is out, nobody knows it any more."""
-    return f"{name}: {reason}" if reason else name
 
 
 def _changes(given: list[str]) -> dict[str, str | None]:

@@ -27,6 +27,7 @@ DUMP_TIMEOUT_SECONDS = 120.0
 _OVERHEAD = 4
 SELF = "self"
 SOCKET = Path("/run/skerry/api.sock")
+WAYS = "--via HOST (a node's address), --via ssh://USER@HOST, or --via SOCKET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,12 @@ class LocalPublisher:
             raise PublishError(str(error), hint=error.hint) from error
 
 
+def node_here(socket: Path | None = None) -> Path | None:
+    """Return the socket of the node on this machine, if one runs (or ran) here."""
+    path = socket or Path(os.environ.get("SKERRY_SOCKET", str(SOCKET)))
+    return path if path.exists() else None
+
+
 def choose(
     via: str | None,
     network: NetworkInfo,
@@ -186,21 +193,20 @@ def choose(
     ``visit`` makes a `Publisher` for HOST[:PORT]: it needs the root key.
     """
     if via is None:
-        path = socket or Path(os.environ.get("SKERRY_SOCKET", str(SOCKET)))
-        if path.exists():
+        path = node_here(socket)
+        if path is not None:
             return LocalPublisher(path)
         raise PublishError(
             f"no node of network {network.name} runs on this machine, and none was named",
-            hint="say which to go through: --via ssh://USER@NODE, or --via SOCKET",
+            hint=f"say which to go through: {WAYS}",
         )
     if via.startswith("ssh://"):
         from appliance.operator.ssh import SshPublisher
 
         return SshPublisher.to(via)
+    if "://" in via or (visit is None and "/" not in via):
+        raise PublishError(f"{via!r} is no way to a node", hint=f"say {WAYS}")
     if "/" in via:
         return LocalPublisher(Path(via))
-    if visit is None:
-        raise PublishError(
-            f"{via!r} is no way to a node here", hint="say ssh://USER@NODE, or a socket's path"
-        )
+    assert visit is not None  # noqa: S101 - else it was no way
     return visit(via)

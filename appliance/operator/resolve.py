@@ -10,8 +10,10 @@ from appliance.ledger.directory import GRANT_PREFIX, NODE_PREFIX, revocation_key
 from appliance.ledger.rules import REVOKED
 from appliance.ledger.state import Replica
 from appliance.operator.errors import OperatorError
+from appliance.operator.statements import read_reason
 from provisioning.keys import id_text
 from provisioning.membership import Member
+from provisioning.names import is_name
 
 SHOWN_MAX = 8
 # Fewer letters are a slip of the finger rather than a node.
@@ -46,7 +48,12 @@ def find_node(text: str, replica: Replica, now_ms: int) -> Member:
     if hits:
         raise UnknownError(
             f"{text!r} may be {_shown(hits, names)}",
-            hint="give more of the id, as `skerry node ls`",
+            hint="give more of the id: skerry node ls",
+        )
+    if text in {revoked_name(value) for value in revoked_nodes(replica, now_ms).values()}:
+        raise UnknownError(
+            f"the node {text} is out for ever: a revocation is final",
+            hint="give the machine a new token: it comes in as a new node",
         )
     raise UnknownError(
         f"no node is called {text!r}, and no id begins so",
@@ -94,6 +101,17 @@ def revoked_grants(replica: Replica, now_ms: int) -> dict[bytes, bytes]:
 def revoked_nodes(replica: Replica, now_ms: int) -> dict[bytes, bytes]:
     """Return the revoked nodes and what was said of them."""
     return _revoked(replica, NODE_PREFIX, now_ms)
+
+
+def revoked_reason(name: str, reason: str) -> str:
+    """Return what is said of a node that goes: its name too, since nobody knows it any more."""
+    return f"{name}: {reason}" if reason else name
+
+
+def revoked_name(value: bytes) -> str:
+    """Return the name in a revocation of `revoked_reason`; empty if there is none."""
+    name = read_reason(value).partition(":")[0]
+    return name if is_name(name) else ""
 
 
 def _revoked(replica: Replica, prefix: str, now_ms: int) -> dict[bytes, bytes]:

@@ -121,6 +121,8 @@ def say_sight(sight: Sight, trouble: PublishError | None) -> None:
     """Say how old a list is, and whether it is whole."""
     if trouble is not None:
         console.note(f"{trouble}; this is what was seen {moment_text(sight.at_ms / 1000)}")
+        if trouble.hint:
+            console.note(f"  {trouble.hint}")
     if sight.unread:
         console.note(f"{sight.unread} entries there could not be read; is this Skerry older?")
 

@@ -62,6 +62,8 @@ def token_ls(arguments: argparse.Namespace) -> int:
         return 0
     if sight is None:
         console.note(f"{trouble}; who used them, and which are closed or revoked, is unknown")
+        if trouble is not None and trouble.hint:
+            console.note(f"  {trouble.hint}")
     else:
         say_sight(sight, trouble)
     say_waiting(directory, network)
@@ -192,7 +194,8 @@ def network_sync(arguments: argparse.Namespace) -> int:
         _, report = work.do(lambda _, __: None)
     if report.trouble is not None and not report.waiting:
         raise report.trouble
-    return finish(arguments, f"the network is in epoch {report.epoch}", report, {})
+    words = "what was said earlier" if report.waiting else f"the network is in epoch {report.epoch}"
+    return finish(arguments, words, report, {})
 
 
 def _going(grant_id: bytes, out: list[str]) -> str:

@@ -80,8 +80,9 @@ class Visit:
             host, port = parse_target(self._via)
             found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
         except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise PublishError(
-                f"{self._via!r} is not found: {error}", hint="write HOST or HOST:PORT"
+                f"{self._via!r} is not found: {reason}", hint="write HOST or HOST:PORT"
             ) from error
         target = Endpoint(str(found[4][0]), port)
         self._socket = socket.socket(found[0], socket.SOCK_DGRAM)
@@ -89,7 +90,8 @@ class Visit:
         try:
             self._socket.connect((target.host, target.port))
         except OSError as error:
-            raise PublishError(f"{self._via} cannot be reached: {error}", hint=_HINT) from error
+            reason = error.strerror
+            raise PublishError(f"{self._via} cannot be reached: {reason}", hint=_HINT) from error
         own = self._socket.getsockname()[1]
         self._visitor = Visitor(self._root, target, own, _now())
         self._send(self._visitor.begin(_now()))

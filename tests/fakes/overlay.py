@@ -39,6 +39,7 @@ class FakeOverlay:
 
     def make(self, identity: Identity, _store: Store, _config: SupervisorConfig) -> FakeOverlay:
         self.called.append(identity.name)
+        self.name = self.name or identity.name
         return self
 
     async def start(self) -> None:
@@ -51,7 +52,8 @@ class FakeOverlay:
 
     access: None = None
     vault: None = None
-    name: str = "node-1"
+    # As the operator renamed it.
+    name: str = ""
 
     def nodes(self) -> tuple[NodeView, ...]:
         return ()

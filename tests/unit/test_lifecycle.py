@@ -290,6 +290,13 @@ def test_clock() -> None:
     assert "2027-01-15 08:00 UTC" in problem.message
     assert "timedatectl set-time" in problem.hint
     assert clock_problem(-1e18, 1e18) is not None
+    known = clock_problem(12.0, made, members=True)
+    assert known is not None
+    assert known.code == "clock-by-members"
+    assert clock_problem(made + 1, made, members=True) is None
+    # The node is as well as before it knew.
+    facts = Lifecycle(stage=Stage.RUNNING, settled=True, found=(("clock", (known,)),))
+    assert (facts.state, facts.reasons, facts.problems) == (State.READY, (), (known,))
 
 
 def test_room() -> None:

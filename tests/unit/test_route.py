@@ -244,7 +244,7 @@ def test_whatever_is_asked_gets_an_answer_or_words(asked: str) -> None:
         route(asked, EMPTY)
     except RouteError as error:
         said = f"{error} {error.hint}"
-    assert said == "an answer" or "`skerry node ls` shows the members" in said
+    assert said == "an answer" or "`skerry status` shows the members" in said
     assert len(said) < 500
 
 

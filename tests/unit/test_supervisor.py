@@ -155,6 +155,16 @@ async def test_the_identity_outlives_the_process(config: SupervisorConfig) -> No
         assert (status["name"], status["node_id"]) == ("kitchen", answer["node_id"])
 
 
+async def test_the_operators_name_is_shown(config: SupervisorConfig) -> None:
+    async with running(replace(config, name="hall"), overlay=FakeOverlay(name="kitchen")) as lab:
+        await lab.ask("POST", "/v1/token", token_text().encode())
+        await lab.state(State.READY)
+        assert (await lab.ask("GET", "/v1/status"))["name"] == "kitchen"
+        assert "This is kitchen of network home" in config.issue.read_text()
+        with pytest.raises(ApiError, match="this node already is kitchen of network home"):
+            await lab.ask("POST", "/v1/token", token_text().encode())
+
+
 async def test_a_second_token_is_refused(
     config: SupervisorConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,9 +241,11 @@ async def test_a_bad_token_by_api(config: SupervisorConfig, body: bytes) -> None
         assert lab.supervisor.status().state == "unprovisioned"
 
 
-async def test_a_clock_of_1970(config: SupervisorConfig) -> None:
+async def test_a_clock_of_1970(config: SupervisorConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.lifecycle.SETTLE_SECONDS", 0.01)
     clock = [5.0]
-    async with running(config, wall_clock=lambda: clock[0]) as lab:
+    alone = FakeOverlay(peers=())
+    async with running(config, overlay=alone, wall_clock=lambda: clock[0]) as lab:
         await lab.ask("POST", "/v1/token", token_text().encode())
         await lab.state(State.DEGRADED)
         assert lab.reasons() == ["clock"]
@@ -242,6 +254,13 @@ async def test_a_clock_of_1970(config: SupervisorConfig) -> None:
         assert (await lab.ask("GET", "/v1/health"))["healthy"] is True
         clock[0] = NOW
         await lab.state(State.READY)
+
+
+async def test_a_clock_of_1970_among_members_is_worth_knowing(config: SupervisorConfig) -> None:
+    async with running(config, wall_clock=lambda: 5.0) as lab:
+        await lab.ask("POST", "/v1/token", token_text().encode())
+        await lab.state(State.READY)
+        assert [one.code for one in lab.supervisor.status().notices] == ["clock-by-members"]
 
 
 async def test_a_corrupt_database_is_said_and_the_identity_stays(config: SupervisorConfig) -> None:
