@@ -1,8 +1,9 @@
-"""Overlay addresses: derived from the node's identity, with a rule for the rare clash.
+"""Overlay addresses, derived from the node's identity.
 
 IPv6: a unique local prefix (RFC 4193) from the network id, the rest from the node's key; it cannot
 clash. IPv4: from the network's host range, at a place given by node id and an *attempt* number, so
-that everybody can check a claim. Formulas: docs/wire-format.md, "Addresses".
+that everybody can check a claim; who of several claimants has it is the ledger's rule
+(`appliance.ledger.claims`). Formulas: docs/wire-format.md, "Addresses".
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import hashlib
 import ipaddress
 import math
 import struct
-from collections.abc import Collection
-from dataclasses import dataclass
 
 from appliance.overlay.errors import OverlayError
-from appliance.overlay.wire import ATTEMPT_MAX
 
+# The highest attempt that a node may claim by.
+ATTEMPT_MAX = 2**24
 _ULA_LABEL = b"skerry ula v1"
 _CLAIM_LABEL = b"skerry ipv4 v1"
 # Not given away: the network's own address, a gateway's usual place, the broadcast address.
@@ -25,14 +25,6 @@ _RESERVED = 3
 
 class AddressesExhaustedError(OverlayError):
     """Every address of the range is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A node's IPv4 overlay address and the attempt that leads to it."""
-
-    attempt: int
-    address: ipaddress.IPv4Address
 
 
 def ula_prefix(network_id: bytes) -> ipaddress.IPv6Network:
@@ -66,32 +58,3 @@ def claimed_address(
         step += 1
     place = 2 + (start + attempt * step) % size
     return ipaddress.IPv4Address(int(host_range.network_address) + place)
-
-
-def first_free(
-    node_id: bytes,
-    host_range: ipaddress.IPv4Network,
-    taken: Collection[ipaddress.IPv4Address],
-    *,
-    attempt: int = 0,
-) -> Claim:
-    """Return the first claim from ``attempt`` on that nobody else holds.
-
-    :raises AddressesExhaustedError: all are taken.
-    """
-    for one in range(attempt, attempt + usable(host_range)):
-        if one > ATTEMPT_MAX:
-            break
-        address = claimed_address(node_id, one, host_range)
-        if address not in taken:
-            return Claim(one, address)
-    raise AddressesExhaustedError(
-        f"all {usable(host_range)} addresses of {host_range} are taken",
-        hint="remove nodes that are gone, or make a network with a larger host_range; this node "
-        "is reachable by its IPv6 overlay address meanwhile",
-    )
-
-
-def keeps(node_id: bytes, other: bytes) -> bool:
-    """Say which of two claimants of one address keeps it: the one with the lower node id."""
-    return node_id < other

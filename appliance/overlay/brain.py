@@ -1,4 +1,4 @@
-"""What decides for the edge in `service`: a `Core`, or whatever is put around one."""
+"""What decides for the edge in `service`: something around a `Core` (`control.plane`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Brain(Protocol):
 
     @property
     def core(self) -> Core:
-        """The core that it is or has: its keyring and its guard are the edge's too."""
+        """The core that it has: its keyring and its guard are the edge's too."""
 
     @property
     def peers(self) -> Mapping[bytes, Peer]:

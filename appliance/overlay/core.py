@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from appliance.ledger.timekeeper import Reading
 from appliance.overlay import addresses, events, wire
+from appliance.overlay.address_plan import AddressPlan
 from appliance.overlay.admission import Admits, Door
-from appliance.overlay.assigned import Assigned
-from appliance.overlay.claims import Claims
 from appliance.overlay.clock import Now
 from appliance.overlay.courier import Courier
 from appliance.overlay.endpoint import Endpoint, IPNetwork, is_candidate, unpack_endpoint
@@ -36,7 +35,7 @@ from appliance.overlay.outcomes import (
     Transmit,
     TurnedAway,
 )
-from appliance.overlay.peers import CLAIM_KEY, Peer, fall_silent, load_peers, owner_of, peer_log
+from appliance.overlay.peers import Peer, fall_silent, load_peers, owner_of, peer_log
 from appliance.overlay.post import Letter, Post
 from appliance.overlay.refusals import Refusals
 from appliance.overlay.seal import Sealer
@@ -45,7 +44,6 @@ from appliance.overlay.upkeep import Upkeep
 from appliance.overlay.visitors import Visitors
 from appliance.overlay.watch import LOWER_WAITS, Watch
 from appliance.overlay.words import cause_of
-from appliance.problem import Problem
 from provisioning.identity import Identity
 from provisioning.keys import id_text
 from provisioning.membership import CertificateError
@@ -93,8 +91,7 @@ class Core:
         # Moves when contacts, who is up, or members change.
         self.generation = 0
         ipv6 = addresses.ula_address(identity.network.network_id, identity.member().node_key)
-        claims = Claims(identity.node_id, ipv6, config.host_range, self.peers)
-        self.claims: Claims | Assigned = claims
+        self._plan = AddressPlan(ipv6, self.peers)
         self._post = Post(sealer, random)
         self._watch = Watch(identity.node_id, self.peers, self._post, random, vpn=config.vpn)
         self._courier = Courier(identity.node_id, self.peers, self._post, vpn=config.vpn)
@@ -111,30 +108,19 @@ class Core:
         self._handshakes = Handshakes(identity, self._door.denies, self._facts, random)
         self._time = TimeDesk(identity, self._handshakes.certificates, reading, random)
         self._greeter = Greeter(self._handshakes, self.keyring, self.peers)
-        claims.load(remembered.get(CLAIM_KEY))
-        self.peers.update(load_peers(remembered, identity, config.host_range))
+        self.peers.update(load_peers(remembered, identity))
 
     # What the edge shows
 
     @property
-    def core(self) -> Core:
-        """Itself: the edge may have something around it instead (`brain.Brain`)."""
-        return self
-
-    @property
     def ipv4(self) -> ipaddress.IPv4Address | None:
         """The node's own IPv4 overlay address."""
-        return self.claims.ipv4
+        return self._plan.ipv4
 
     @property
     def ipv6(self) -> ipaddress.IPv6Address:
         """The node's own IPv6 overlay address."""
-        return self.claims.ipv6
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """What people have to know."""
-        return (self.claims.exhausted,) if self.claims.exhausted else ()
+        return self._plan.ipv6
 
     # In and out
 
@@ -145,16 +131,17 @@ class Core:
         """
         actions: Actions = []
         self._started = True
+        self._upkeep.take(adopted.peers)
         for peer in tuple(self.peers.values()):
             if denied := self._door.denies(peer.member, now):
                 actions += self.expel(peer.node_id, denied.cause, denied.detail, now)
-        self._upkeep.take(adopted.peers)
         if self.config.vpn:
-            actions += self.claims.begin()
+            actions.append(self._plan.own())
         for peer in self.peers.values():
             self._watch.hurry(peer, now)
             self._greeter.follow(peer, now)
-        self._set_peers(actions)
+        self._plan.update()
+        actions += self._upkeep.set(list(self.peers.values()))
         self._upkeep.begin(now.mono)
         self._due(now, actions)
         return actions
@@ -163,8 +150,7 @@ class Core:
         """Return what fills a tunnel that had to be made again; its peers are probed soon."""
         for peer in self.peers.values():
             self._watch.hurry(peer, now)
-        addresses_now = events.SetAddresses(self.claims.ipv4, self.claims.ipv6)
-        return [addresses_now, *self._upkeep.set(list(self.peers.values()))]
+        return [self._plan.own(), *self._upkeep.set(list(self.peers.values()))]
 
     def handle(self, event: events.Event, now: Now) -> Actions:
         """Return what follows from an event; whatever is due by now is done as well.
@@ -233,7 +219,6 @@ class Core:
         self.refusals.note(cause, f"{peer.member.name}: {detail}", place, now)
         message = f"{peer.member.name} is out: {detail}"
         actions.append(peer_log(logging.WARNING, message, peer, "expelled"))
-        self._set_peers(actions)
         self.generation += 1
         return actions
 
@@ -243,14 +228,11 @@ class Core:
         others: Mapping[bytes, ipaddress.IPv4Address],
         now: Now,
     ) -> Actions:
-        """Decide the overlay's IPv4 addresses; what handshakes claim counts no more."""
-        before = self.claims
-        self.claims = Assigned(before.ipv6, self.peers, own, dict(others))
+        """Assign the overlay's IPv4 addresses; before `start`: what to begin with."""
+        changed = self._plan.assign(own, others)
         if not self._started:
             return []
-        actions: Actions = []
-        if before.ipv4 != own:
-            actions += self.claims.begin()
+        actions: Actions = [self._plan.own()] if changed else []
         self._set_peers(actions)
         self._due(now, actions)
         return actions
@@ -382,10 +364,6 @@ class Core:
             detail = f"{member.name} uses the WireGuard key of {id_text(owner or b'')}"
             self._refuse("tunnel-key-taken", detail, one.source, now, actions)
             return
-        if wrong := self.claims.wrong(member.node_id, body):
-            detail = f"{member.name} {wrong}"
-            self._refuse("wrong-address", detail, one.source, now, actions)
-            return
         self._courier.sessions.add(member.node_id, one.session, ready=not one.initiated)
         self.generation += 1
         peer = self.peers.get(member.node_id)
@@ -403,7 +381,6 @@ class Core:
         peer.boot, peer.serial, peer.accepted_at = body.boot, body.serial, now.mono
         if self._visitors.welcome(peer, one.source, now, actions):
             return
-        self.claims.note(peer, body)
         listed = tuple(unpack_endpoint(packed) for packed in body.candidates)
         peer.locate(one.source, tuple(place for place in listed if self._usable(place)))
         self._places_changed = True
@@ -411,27 +388,15 @@ class Core:
         if new:
             message = f"{member.name} is a member"
             actions.append(peer_log(logging.INFO, message, peer, "accepted"))
-        self._settle_clash(peer, now, actions)
         self._set_peers(actions, also=peer)
         actions.append(events.Remember(peer.store_key, peer.record()))
         self._spoke(peer, body.epoch, now, actions)
         if new or rejoined or not peer.up:
             self._watch.hurry(peer, now, ready=not one.initiated)
 
-    # Addresses
-
-    def _settle_clash(self, peer: Peer, now: Now, actions: Actions) -> None:
-        """Move away if a member with a lower node id claims our address, and tell everybody."""
-        if not self.claims.lost_to(peer):
-            return
-        message = f"{peer.member.name} holds {peer.ipv4}, this node moves away"
-        actions.append(peer_log(logging.WARNING, message, peer, "address-moved"))
-        actions += self.claims.move()
-        self._outcomes(self._greeter.greet(self.peers.values(), now), now, actions)
-
     def _set_peers(self, actions: Actions, *, also: Peer | None = None) -> None:
         """Set the peers whose addresses have changed, and the one that is said."""
-        changed = self.claims.allowed()
+        changed = self._plan.update()
         if also is not None and also not in changed:
             changed.append(also)
         actions += self._upkeep.set(changed)
@@ -484,13 +449,12 @@ class Core:
         if epoch != self.keyring.current:
             # Who is out may read this.
             return Facts(port=self.config.port)
-        attempt, address = self.claims.said()
         listed = tuple(
             Endpoint(host, self.config.port).pack()
             for host in self._own
             if is_candidate(host, own=(), refused=self.config.refused)
         )
-        return Facts(self.config.port, attempt, address, listed[: wire.CANDIDATES_MAX])
+        return Facts(self.config.port, listed[: wire.CANDIDATES_MAX])
 
     def _usable(self, endpoint: Endpoint) -> bool:
         return is_candidate(endpoint.host, own=self._own, refused=self.config.refused)

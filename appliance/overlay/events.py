@@ -51,12 +51,16 @@ class LocalAddresses:
 
 @dataclass(frozen=True, slots=True)
 class TunnelPeer:
-    """What WireGuard says of a peer; ``handshake`` is Unix seconds, None: never."""
+    """What WireGuard says of a peer; ``handshake`` is Unix seconds, None: never.
+
+    ``allowed``: the networks that it may send from.
+    """
 
     endpoint: Endpoint | None
     handshake: float | None
     received: int
     sent: int
+    allowed: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class RemovePeer:
 
 @dataclass(frozen=True, slots=True)
 class FlushConntrack:
-    """Forget the connections from and to these overlay addresses."""
+    """Forget the connections from and to these overlay addresses or networks."""
 
     addresses: tuple[str, ...]
 

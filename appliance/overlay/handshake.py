@@ -443,8 +443,6 @@ class Handshakes:
             nonce=nonce,
             echo=echo,
             port=facts.port,
-            attempt=facts.attempt,
-            address=facts.address,
             candidates=facts.candidates,
             observed=peer.pack(),
             proof=proof,

@@ -15,8 +15,6 @@ class Facts:
     """What the node says of itself in a body."""
 
     port: int
-    attempt: int = 0
-    address: bytes = b""
     candidates: tuple[PackedEndpoint, ...] = ()
 
 

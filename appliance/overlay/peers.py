@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -12,7 +12,7 @@ from appliance.overlay import addresses
 from appliance.overlay.endpoint import Endpoint, PackedEndpoint, unpack_endpoint
 from appliance.overlay.errors import WireError
 from appliance.overlay.events import Log
-from appliance.overlay.wire import ATTEMPT_MAX, CANDIDATES_MAX
+from appliance.overlay.wire import CANDIDATES_MAX
 from provisioning import codec
 from provisioning.errors import FormatError
 from provisioning.identity import Identity
@@ -23,7 +23,6 @@ from provisioning.network import NetworkInfo
 RECORD_VERSION = 1
 RECORD_LIMIT = 8192
 PEER_PREFIX = "overlay/peer/"
-CLAIM_KEY = "overlay/claim"
 
 
 class PeerRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -31,18 +30,7 @@ class PeerRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
     version: int
     certificate: bytes
-    attempt: int
-    has_address: bool
     endpoints: tuple[PackedEndpoint, ...]
-
-
-class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How the node's own address is kept; it counts for this node and range only."""
-
-    version: int
-    node_id: bytes
-    host_range: str
-    attempt: int
 
 
 @dataclass(slots=True)
@@ -52,7 +40,6 @@ class Peer:
     member: Member
     certificate: bytes
     ipv6: ipaddress.IPv6Address
-    attempt: int = 0
     ipv4: ipaddress.IPv4Address | None = None
     endpoint: Endpoint | None = None
     candidates: tuple[Endpoint, ...] = ()
@@ -104,23 +91,19 @@ class Peer:
             PeerRecord(
                 RECORD_VERSION,
                 self.certificate,
-                self.attempt,
-                self.ipv4 is not None,
                 tuple(one.pack() for one in known[: CANDIDATES_MAX + 1]),
             )
         )
 
 
-def peer_from_record(
-    data: bytes, network: NetworkInfo, host_range: ipaddress.IPv4Network
-) -> Peer | None:
+def peer_from_record(data: bytes, network: NetworkInfo) -> Peer | None:
     """Return the remembered peer; None for a record that is damaged or of another network.
 
     Who was let in stays in, whatever its grant's expiry.
     """
     try:
         record = codec.decode(data, PeerRecord, limit=RECORD_LIMIT)
-        if record.version != RECORD_VERSION or not 0 <= record.attempt <= ATTEMPT_MAX:
+        if record.version != RECORD_VERSION:
             return None
         member = verify_certificate(
             record.certificate, network=network, now=0, admitted=lambda _: True
@@ -128,28 +111,22 @@ def peer_from_record(
         endpoints = tuple(unpack_endpoint(one) for one in record.endpoints)
     except (FormatError, CertificateError, WireError):
         return None
-    peer = Peer(
+    return Peer(
         member,
         record.certificate,
         addresses.ula_address(network.network_id, member.node_key),
-        attempt=record.attempt,
         endpoint=endpoints[0] if endpoints else None,
         candidates=endpoints,
     )
-    if record.has_address:
-        peer.ipv4 = addresses.claimed_address(member.node_id, record.attempt, host_range)
-    return peer
 
 
-def load_peers(
-    remembered: Mapping[str, bytes], identity: Identity, host_range: ipaddress.IPv4Network
-) -> dict[bytes, Peer]:
+def load_peers(remembered: Mapping[str, bytes], identity: Identity) -> dict[bytes, Peer]:
     """Return the remembered peers by node id; of two with one WireGuard key the first."""
     peers: dict[bytes, Peer] = {}
     for key, value in remembered.items():
         if not key.startswith(PEER_PREFIX):
             continue
-        peer = peer_from_record(value, identity.network, host_range)
+        peer = peer_from_record(value, identity.network)
         if peer is not None and owner_of(peer.member.wg_key, identity.member(), peers) is None:
             peers[peer.node_id] = peer
     return peers
@@ -179,50 +156,3 @@ def peer_log(level: int, message: str, peer: Peer, event: str) -> Log:
         "endpoint": str(peer.endpoint) if peer.endpoint else "",
     }
     return Log(level, message, fields)
-
-
-def claim_record(node_id: bytes, host_range: ipaddress.IPv4Network, attempt: int) -> bytes:
-    """Return the form in which the node keeps its own claim."""
-    return codec.encode(ClaimRecord(RECORD_VERSION, node_id, str(host_range), attempt))
-
-
-def attempt_from_record(
-    data: bytes | None, node_id: bytes, host_range: ipaddress.IPv4Network
-) -> int | None:
-    """Return the kept attempt if it is for this node and range."""
-    if data is None:
-        return None
-    try:
-        record = codec.decode(data, ClaimRecord, limit=RECORD_LIMIT)
-    except FormatError:
-        return None
-    right = (
-        record.version == RECORD_VERSION
-        and record.node_id == node_id
-        and record.host_range == str(host_range)
-        and 0 <= record.attempt <= ATTEMPT_MAX
-    )
-    return record.attempt if right else None
-
-
-@dataclass(slots=True)
-class Holders:
-    """Who holds which IPv4 overlay address: of several claimants the lowest node id."""
-
-    _claims: dict[ipaddress.IPv4Address, bytes] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, claims: Mapping[bytes, ipaddress.IPv4Address | None]) -> Holders:
-        """Return the holders that follow from all claims by node id."""
-        holders = cls()
-        for node_id, address in claims.items():
-            if address is None:
-                continue
-            other = holders._claims.get(address)
-            if other is None or addresses.keeps(node_id, other):
-                holders._claims[address] = node_id
-        return holders
-
-    def holder(self, address: ipaddress.IPv4Address) -> bytes | None:
-        """Return the node that holds an address."""
-        return self._claims.get(address)

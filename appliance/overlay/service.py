@@ -2,7 +2,7 @@
 
 Recipe::
 
-    overlay = Overlay(identity, store, OverlayConfig(interface="skerry0"))
+    overlay = Overlay(identity, store, OverlayConfig(interface="skerry0"), brain=plane)
     await overlay.start()
     ...
     print(overlay.snapshot())
@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from appliance.overlay import addresses, conntrack, events, links
 from appliance.overlay.action_queue import ActionQueue
-from appliance.overlay.brain import STORE_PREFIX, Brain, make_core, refused_ranges
+from appliance.overlay.brain import Brain, refused_ranges
 from appliance.overlay.clock import Now
 from appliance.overlay.config import FWMARK, OverlayConfig
 from appliance.overlay.control_socket import ControlSocket, open_plain, open_raw
@@ -58,13 +58,14 @@ class Overlay:
         store: Store,
         config: OverlayConfig,
         *,
-        brain: Brain | None = None,
+        brain: Brain,
         perform_other: Callable[[events.Action], Awaitable[None]] | None = None,
         unix: Callable[[float], float] | None = None,
     ) -> None:
         """``perform_other`` gets the actions that are none of the edge's.
 
-        ``unix`` turns monotonic into Unix seconds; None: the machine's clock.
+        ``brain`` decides (`control.plane`). ``unix`` turns monotonic into Unix seconds; None: the
+        machine's clock.
         """
         self._identity = identity
         self._store = store
@@ -74,7 +75,7 @@ class Overlay:
         self._host_range = ipaddress.IPv4Network(settings.host_range)
         self._ula = addresses.ula_prefix(identity.network.network_id)
         self._refused = refused_ranges(identity)
-        self._brain = brain or make_core(identity, config, store.items(STORE_PREFIX))
+        self._brain = brain
         self._perform_other = perform_other
         self._clock = unix or self._machine_clock
         self._worker: ThreadPoolExecutor | None = None
@@ -454,7 +455,7 @@ async def _resolve(loop: asyncio.AbstractEventLoop, text: str) -> tuple[Endpoint
 def _stats(found: Mapping[bytes, PeerState]) -> events.TunnelStats:
     return events.TunnelStats(
         {
-            key: events.TunnelPeer(one.endpoint, one.handshake, one.received, one.sent)
+            key: events.TunnelPeer(one.endpoint, one.handshake, one.received, one.sent, one.allowed)
             for key, one in found.items()
         }
     )

@@ -59,6 +59,9 @@ class Upkeep:
             if seen is None:
                 continue
             peer.handshake = seen.handshake
+            if not peer.allowed:
+                # It was let send from there by an earlier run.
+                peer.allowed = tuple(sorted(seen.allowed))
             # WireGuard follows a member that roams; a member is where its packets come from.
             if seen.endpoint is not None and seen.handshake is not None:
                 peer.endpoint = seen.endpoint
@@ -74,5 +77,5 @@ class Upkeep:
         """Return what removes a peer and the connections with it."""
         if not self.vpn:
             return []
-        known = (str(peer.ipv6), *((str(peer.ipv4),) if peer.ipv4 else ()), *peer.prefixes)
-        return [events.RemovePeer(peer.member.wg_key), events.FlushConntrack(known)]
+        places = tuple(dict.fromkeys((f"{peer.ipv6}/128", *peer.allowed)))
+        return [events.RemovePeer(peer.member.wg_key), events.FlushConntrack(places)]

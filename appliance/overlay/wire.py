@@ -25,7 +25,6 @@ ID_SIZE = 16
 BOOT_SIZE = 8
 PROBE_TOKEN_SIZE = 8
 CANDIDATES_MAX = 8
-ATTEMPT_MAX = 2**24
 COUNTER_MAX = 2**48
 SESSION_SIZE = 8
 MAC_SIZE = 16
@@ -90,9 +89,8 @@ class Body(_Struct, frozen=True):
 
     ``epoch`` is the one it is sealed in. ``boot`` is random per start of the supervisor and
     ``serial`` grows within it: the later of two statements is known. ``to`` and ``echo`` are empty
-    in HELLO only. ``address`` is empty while the node has no IPv4 overlay address. ``proof``
-    (`appliance.overlay.proof`) is in REPLY and CONFIRM, the two messages after which a node is
-    accepted; HELLO has `FILLER` there.
+    in HELLO only. ``proof`` (`appliance.overlay.proof`) is in REPLY and CONFIRM, the two messages
+    after which a node is accepted; HELLO has `FILLER` there.
     """
 
     network_id: bytes
@@ -103,8 +101,6 @@ class Body(_Struct, frozen=True):
     nonce: bytes
     echo: bytes
     port: int
-    attempt: int
-    address: bytes
     candidates: tuple[PackedEndpoint, ...]
     observed: PackedEndpoint | None
     proof: bytes
@@ -248,8 +244,6 @@ def decode_body(kind: Kind, data: bytes) -> Body:
         and len(body.nonce) == NONCE_SIZE
         and len(body.echo) == answered * NONCE_SIZE
         and 0 < body.port < 65536
-        and 0 <= body.attempt <= ATTEMPT_MAX
-        and len(body.address) in {0, 4}
         and len(body.candidates) <= CANDIDATES_MAX
         and _proof_fits(kind, body.proof)
     )

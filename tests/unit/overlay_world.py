@@ -36,6 +36,7 @@ UNIX = 1_795_000_000.0
 PORT = 51820
 ROOT_SEED = b"\x01" * 32
 OTP_SEED = b"\x07" * 32
+FIRST_IPV4 = ipaddress.IPv4Address("10.10.0.10")
 
 
 def make_network(
@@ -95,6 +96,8 @@ class Host:
     told: list[Action] = field(default_factory=list)
     admits: Admits | None = None
     reading: Callable[[float], Reading] | None = None
+    # What the ledger would give it.
+    ipv4: ipaddress.IPv4Address | None = None
     actions: int = 0
     alive: bool = True
 
@@ -154,8 +157,13 @@ class World:
     ) -> Host:
         host = Host(None, f"192.168.1.{10 + len(self.hosts)}", dict(store or {}))  # type: ignore[arg-type]
         host.admits, host.reading = admits, reading
+        if self.vpn:
+            host.ipv4 = FIRST_IPV4 + len(self.hosts)
         self._boot(host, identity)
         self.hosts.append(host)
+        if self.vpn:
+            for one in self.hosts:
+                self.do(one, one.core.set_addresses(one.ipv4, self._others(one), self.moment()))
         return host
 
     def add_careless(self, identity: Identity) -> Host:
@@ -184,9 +192,17 @@ class World:
             admits=host.admits,
             reading=host.reading,
         )
-        stats = events.TunnelStats({})
-        self._perform(host, host.core.start(stats, self.moment()))
+        host.core.set_addresses(host.ipv4, self._others(host), self.moment())
+        adopted = {
+            key: events.TunnelPeer(one.endpoint, None, 0, 0, frozenset(one.allowed))
+            for key, one in host.wireguard.items()
+        }
+        self._perform(host, host.core.start(events.TunnelStats(adopted), self.moment()))
         self.feed(host, events.LocalAddresses((host.address,)))
+
+    def _others(self, host: Host) -> dict[bytes, ipaddress.IPv4Address]:
+        others = (one for one in self.hosts if one is not host)
+        return {one.node_id: one.ipv4 for one in others if one.ipv4 is not None}
 
     def introduce(self, host: Host, other: Host) -> None:
         """Tell a host where another one is, as mDNS would."""

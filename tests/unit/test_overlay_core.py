@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import random
 
 import pytest
@@ -11,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.overlay import events
-from appliance.overlay.addresses import claimed_address
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.liveness import Change, Liveness
-from provisioning.identity import Identity
 from tests.unit.overlay_world import PORT, UNIX, Host, World, make_identity, make_network
 
 LOW_ORDER = b"\x01" + bytes(31)
@@ -47,8 +44,8 @@ def test_two_nodes_meet_within_half_a_second() -> None:
     peer = one.wireguard[two.key]
     assert peer.endpoint == Endpoint(two.address, PORT)
     assert set(peer.allowed) == {
-        f"{two.core.ipv4}/32",
-        f"{two.core.claims.ipv6}/128",
+        f"{two.ipv4}/32",
+        f"{two.core.ipv6}/128",
     }
 
 
@@ -111,7 +108,6 @@ def test_a_replayed_hello_gets_one_answer_not_longer_than_itself() -> None:
         (lambda: make_identity(network=make_network(otp_seed=b"\x09" * 32)), "unsealed"),
         (lambda: make_identity(root_seed=b"\x09" * 32), "other-network"),
         (lambda: make_identity(expires=int(UNIX) - 10), "grant-expired"),
-        (lambda: make_identity(network=make_network(host_range="10.77.0.0/16")), "wrong-address"),
     ],
 )
 def test_a_stranger_is_refused_and_the_cause_named(stranger: object, cause: str) -> None:
@@ -239,36 +235,25 @@ def test_a_node_that_moves_tells_its_members() -> None:
     assert world.run(10, until=lambda: know_each_other(one, two))
 
 
-def clashing(range_text: str) -> tuple[Identity, Identity]:
-    network, host_range = make_network(host_range=range_text), ipaddress.IPv4Network(range_text)
-    seen: dict[ipaddress.IPv4Address, Identity] = {}
-    while True:
-        identity = make_identity("node", network=network)
-        place = claimed_address(identity.node_id, 0, host_range)
-        if place in seen:
-            return seen[place], identity
-        seen[place] = identity
-
-
-@pytest.mark.parametrize("lower_first", [True, False])
-def test_of_two_with_one_address_the_higher_id_moves_and_stays_there(lower_first: bool) -> None:
-    low, high = sorted(clashing("10.9.0.0/24"), key=lambda one: one.node_id)
+def test_the_table_of_an_earlier_run_is_taken_up_with_the_addresses_as_they_are_now() -> None:
     world = World()
-    hosts = [world.add(one) for one in ((low, high) if lower_first else (high, low))]
-    first, second = hosts if lower_first else reversed(hosts)
-    contested = first.own.ipv4 if first.own else None
-    assert second.own is not None
-    assert second.own.ipv4 == contested
-    assert meet(world, first, second)
-    world.run(5)
-    assert first.own is not None
-    assert first.own.ipv4 == contested
-    assert second.own.ipv4 != contested
-    assert f"{contested}/32" in second.wireguard[first.key].allowed
-    assert f"{second.own.ipv4}/32" in first.wireguard[second.key].allowed
-    moved = second.own.ipv4
-    world.restart(second)
-    assert second.own.ipv4 == moved
+    one, two = pair(world)
+    assert meet(world, one, two)
+    before = one.wireguard[two.key]
+    assert before.allowed == (f"{two.ipv4}/32", f"{two.core.ipv6}/128")
+    world.restart(one)
+    assert one.wireguard[two.key] == before
+    two.ipv4 = None
+    world.restart(one)
+    assert one.wireguard[two.key].allowed == (f"{two.core.ipv6}/128",)
+
+
+def test_nobody_has_an_address_that_was_not_assigned() -> None:
+    world = World(vpn=False)
+    one, two = pair(world)
+    assert meet(world, one, two)
+    world.restart(one)
+    assert (one.core.ipv4, one.core.peers[two.node_id].ipv4) == (None, None)
 
 
 def test_peers_of_an_earlier_run_that_nobody_knows_go_after_a_while() -> None:

@@ -62,8 +62,8 @@ def bodies() -> st.SearchStrategy[bytes]:
     who = st.one_of(st.sampled_from([ids[1].node_id, ids[2].node_id]), BYTES)
     return st.one_of(
         st.builds(
-            Body, network, INTEGERS, BYTES, INTEGERS, who, BYTES, BYTES, INTEGERS, INTEGERS,
-            BYTES, st.lists(PLACES, max_size=9).map(tuple), st.one_of(st.none(), PLACES), BYTES,
+            Body, network, INTEGERS, BYTES, INTEGERS, who, BYTES, BYTES, INTEGERS,
+            st.lists(PLACES, max_size=9).map(tuple), st.one_of(st.none(), PLACES), BYTES,
         ).map(fields),
         st.builds(RefusalBody, network, INTEGERS, who, BYTES, TEXTS, TEXTS).map(fields),
         st.builds(TimeBody, network, BYTES, INTEGERS, INTEGERS).map(fields),

@@ -7,30 +7,29 @@ import ipaddress
 import itertools
 import socket
 import struct
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.overlay import addresses, bpf
+from appliance.overlay.brain import refused_ranges
 from appliance.overlay.clock import Now
-from appliance.overlay.config import OverlayConfig
 from appliance.overlay.control_socket import attach_filter
 from appliance.overlay.endpoint import Endpoint, is_candidate
 from appliance.overlay.leads import LEADS_MAX, RETRY_SECONDS, Leads
 from appliance.overlay.links import is_uplink
-from appliance.overlay.peers import attempt_from_record, claim_record, peer_from_record
+from appliance.overlay.peers import Peer, peer_from_record
 from appliance.overlay.refusals import QUIET_SECONDS, Refusals
-from appliance.overlay.service import Overlay
 from appliance.overlay.wireguard import Device, PeerState, PeerTable
 from appliance.overlay.wireguard_userspace import read_peers
-from appliance.store import Store
+from provisioning import codec
+from provisioning.keys import public_key
 from provisioning.settings import Settings
 from tests.unit.overlay_world import make_identity, make_network
 
-SMALL = ipaddress.IPv4Network("10.9.0.0/24")
+NETWORK = make_network()
 NODE = b"\x01" * 16
 PORT = 51820
 PLACE = Endpoint("192.0.2.1", PORT)
@@ -64,31 +63,49 @@ def test_attempts_visit_every_address_once(node_id: bytes, text: str) -> None:
     assert seen == set(hosts[1:])  # without the gateway's usual place
 
 
-def test_the_last_free_address_is_found_and_then_the_range_is_full() -> None:
-    everything = list(SMALL.hosts())[1:]
-    claim = addresses.first_free(NODE, SMALL, set(everything[:-1]))
-    assert claim.address == everything[-1]
-    with pytest.raises(addresses.AddressesExhaustedError) as caught:
-        addresses.first_free(NODE, SMALL, set(everything))
-    assert "253 addresses of 10.9.0.0/24" in str(caught.value)
-    assert caught.value.hint
+# What is remembered of a peer
 
 
-def test_a_kept_claim_counts_for_its_node_and_range_only() -> None:
-    record = claim_record(NODE, SMALL, 7)
-    assert attempt_from_record(record, NODE, SMALL) == 7
-    assert attempt_from_record(record, b"\x02" * 16, SMALL) is None
-    assert attempt_from_record(record, NODE, ipaddress.IPv4Network("10.8.0.0/24")) is None
-    assert attempt_from_record(None, NODE, SMALL) is None
+def known_peer() -> Peer:
+    identity = make_identity("two")
+    places = Endpoint("192.0.2.1", PORT), Endpoint("2001:db8::1", PORT)
+    ipv6 = addresses.ula_address(NETWORK.network_id, identity.member().node_key)
+    return Peer(identity.member(), identity.certificate, ipv6, None, places[1], places)
+
+
+def test_a_peer_is_remembered_with_its_places_and_without_an_ipv4_address() -> None:
+    peer = known_peer()
+    peer.ipv4 = ipaddress.IPv4Address("10.10.0.7")
+    found = peer_from_record(peer.record(), NETWORK)
+    assert found is not None
+    assert (found.node_id, found.ipv6, found.ipv4) == (peer.node_id, peer.ipv6, None)
+    assert found.endpoint == Endpoint("2001:db8::1", PORT)
+    assert set(found.candidates) == set(peer.candidates)
+    other = dataclasses.replace(NETWORK, root_key=public_key(b"\x09" * 32))
+    assert peer_from_record(peer.record(), other) is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda certificate: (2, certificate, ()),
+        lambda certificate: (1, certificate),
+        lambda certificate: (1, certificate, (), ()),
+        lambda certificate: (1, certificate, 0, True, ()),
+        lambda certificate: (1, certificate[:-1], ()),
+        lambda certificate: (1, certificate, ((b"\x01" * 5, PORT),)),
+        lambda certificate: (1, certificate, ((b"\x01" * 4, 0),)),
+    ],
+)
+def test_a_record_of_any_other_form_is_passed_over(record: Callable[[bytes], object]) -> None:
+    certificate = known_peer().certificate
+    assert peer_from_record(codec.encode((1, certificate, ())), NETWORK) is not None
+    assert peer_from_record(codec.encode(record(certificate)), NETWORK) is None
 
 
 @given(st.binary(max_size=200))
 def test_damaged_records_are_passed_over(data: bytes) -> None:
-    assert attempt_from_record(data, NODE, SMALL) is None
-    assert peer_from_record(data, make_identity_network, SMALL) is None
-
-
-make_identity_network = make_identity().network
+    assert peer_from_record(data, NETWORK) is None
 
 
 # The filter, by a small interpreter of classic BPF (linux/filter.h)
@@ -298,14 +315,11 @@ def test_a_refusal_is_said_once_and_then_summed_up() -> None:
 # What a path may lead to
 
 
-def test_no_path_leads_into_the_ranges_of_overlay_pods_and_services(tmp_path: Path) -> None:
+def test_no_path_leads_into_the_ranges_of_overlay_pods_and_services() -> None:
     network = dataclasses.replace(
         make_network(), settings=Settings(pod_cidr="10.50.0.0/16", service_cidr="10.60.0.0/16")
     )
-    store = Store.open(tmp_path / "state.db")
-    overlay = Overlay(make_identity(network=network), store, OverlayConfig())
-    store.close()
-    refused = overlay._refused
+    refused = refused_ranges(make_identity(network=network))
     inside = str(next(one for one in refused if one.version == 6)[9])
     for host in ("10.10.1.1", "10.50.1.1", "10.60.0.1", inside):
         assert not is_candidate(host, own=(), refused=refused)

@@ -1,0 +1,50 @@
+"""Which overlay addresses this node and its peers have: the ledger decides, nothing is here."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from appliance.overlay import events
+from appliance.overlay.peers import Peer
+
+
+@dataclass(slots=True)
+class AddressPlan:
+    """Who has which address, and so from which WireGuard may hear a peer.
+
+    The IPv6 addresses follow from the keys. Nobody has an IPv4 address before it is assigned.
+    """
+
+    ipv6: ipaddress.IPv6Address
+    peers: Mapping[bytes, Peer]
+    ipv4: ipaddress.IPv4Address | None = None
+    _others: Mapping[bytes, ipaddress.IPv4Address] = field(default_factory=dict)
+
+    def assign(
+        self,
+        own: ipaddress.IPv4Address | None,
+        others: Mapping[bytes, ipaddress.IPv4Address],
+    ) -> bool:
+        """Take up the IPv4 addresses, others' by node id; say whether our own has changed."""
+        changed = own != self.ipv4
+        self.ipv4, self._others = own, dict(others)
+        return changed
+
+    def own(self) -> events.SetAddresses:
+        """Return what gives the interface its addresses."""
+        return events.SetAddresses(self.ipv4, self.ipv6)
+
+    def update(self) -> list[Peer]:
+        """Update the addresses of each peer; return those that may now send from others."""
+        changed = []
+        for peer in self.peers.values():
+            peer.ipv4 = self._others.get(peer.node_id)
+            allowed = [f"{peer.ipv6}/128", *peer.prefixes]
+            if peer.ipv4 is not None and peer.ipv4 != self.ipv4:
+                allowed.insert(0, f"{peer.ipv4}/32")
+            if tuple(allowed) != peer.allowed:
+                peer.allowed = tuple(allowed)
+                changed.append(peer)
+        return changed
