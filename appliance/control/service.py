@@ -260,23 +260,25 @@ class Control:
             log.debug("nobody performs %s", type(action).__name__)
             return
         assert self._file is not None  # noqa: S101 - made by start
-        await self._on_disk(partial(self._keep, self._file, action))
+        stored = await self._on_disk(partial(self._keep, self._file, action))
         if not action.own and self._commit_due is None:
             loop = asyncio.get_running_loop()
             self._commit_due = loop.call_later(COMMIT_SECONDS, self._commit_soon)
         if self._access is None or self._vault is None:
             return
         for change in action.changes:
-            self._access.changed(change)
-            self._vault.changed(change)
+            self._access.changed(change, stored=stored)
+            self._vault.changed(change, stored=stored)
         self._wake_vault()
 
     @staticmethod
-    def _keep(file: LedgerFile, action: LedgerChanged) -> None:
+    def _keep(file: LedgerFile, action: LedgerChanged) -> bool:
+        """Note changes, and say whether those of this node are on the disk."""
         file.change(action.changes)
-        if action.own:
-            file.mark(high_water=action.high_water, sequence=action.sequence)
-            file.commit(own=True)
+        if not action.own:
+            return True
+        file.mark(high_water=action.high_water, sequence=action.sequence)
+        return file.commit(own=True)
 
     async def _look_after(self) -> None:
         """Look at the clock, and write what is to be written, now and then."""

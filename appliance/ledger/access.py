@@ -194,10 +194,15 @@ class LedgerAccess:
         self._subscriptions.add(made)
         return made
 
-    def changed(self, change: Change) -> None:
-        """Tell whoever watches. The replica has to be in its new state already."""
-        if change.new is not None and (done := self._unstored.pop(change.new.entry_id, None)):
-            done()
+    def changed(self, change: Change, *, stored: bool = True) -> None:
+        """Tell whoever watches. The replica has to be in its new state already.
+
+        ``stored``: an own write is on the disk; whoever waits for that is told.
+        """
+        if change.new is not None:
+            done = self._unstored.pop(change.new.entry_id, None)
+            if done is not None and stored:
+                done()
         if self._subscriptions:
             now_ms = self.now_ms()
             for one in tuple(self._subscriptions):

@@ -70,13 +70,15 @@ class Vault:
 
     # Fed by the shell
 
-    def changed(self, change: Change) -> None:
-        """Take note of a change of the replica; own writes are on the disk then."""
+    def changed(self, change: Change, *, stored: bool = True) -> None:
+        """Take note of a change of the replica; ``stored``: own writes are on the disk."""
         if change.entry.bucket in CONCERNS:
             soon = max(self._clock() + PAUSE_SECONDS, self._not_before)
             self._due = min(self._due, soon)
-        if change.new is not None and (done := self._unstored.pop(change.new.entry_id, None)):
-            done()
+        if change.new is not None:
+            done = self._unstored.pop(change.new.entry_id, None)
+            if done is not None and stored:
+                done()
 
     def next_timer(self) -> float:
         """Return the monotonic time at which `work` has something to do."""
