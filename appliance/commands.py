@@ -158,7 +158,10 @@ def _health(arguments: argparse.Namespace) -> int:
         except SkerryError as error:
             why, state = [f"{error}. {error.hint or ''}"], "unknown"
         if not why:
-            note(f"this node is as it should be: {state}")
+            if state == "degraded":
+                note("this release does its work; the node is degraded: skerry status says why")
+            else:
+                note(f"this node is as it should be: {state}")
             return 0
         if time.monotonic() >= deadline:
             note(f"this node is not as it should be ({state}):")

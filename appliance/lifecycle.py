@@ -24,9 +24,14 @@ SETTLE_SECONDS = 8.0
 RETRY_SECONDS = (2.0, 5.0, 15.0, 60.0)
 NOTICE_SECONDS = 900.0
 # Of the past: nothing is to be done about them, so they do not stay reasons for ever.
-NOTICES = frozenset({"state-lost", "state-newer", "identity-lost"})
+NOTICES = frozenset({"state-lost", "state-newer", "identity-lost", "ledger-lost", "ledger-newer"})
 # What another release would not cure, so no cause to roll an update back.
-NO_FAULT_OF_THE_RELEASE = frozenset({"state-lost", "state-newer", "clock"})
+NO_FAULT_OF_THE_RELEASE = frozenset(
+    {
+        *("state-lost", "state-newer", "ledger-lost", "ledger-newer", "clock"),
+        *("identity-twice", "address-given-twice", "addresses-exhausted", "range-overlap"),
+    }
+)
 
 
 class State(enum.Enum):

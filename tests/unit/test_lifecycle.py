@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from appliance import lifecycle
 from appliance.lifecycle import (
+    NOTICE_SECONDS,
     Begun,
     Event,
     Found,
@@ -277,6 +278,16 @@ def test_reports_tell_the_whole_story(events: list[tuple[Event, float]]) -> None
                 told_reasons -= {problem.code for problem in action.gone_reasons}
         assert told_state is node.state()
         assert told_reasons == {problem.code for problem in node.reasons()}
+
+
+@pytest.mark.parametrize("code", ["ledger-lost", "ledger-newer", "state-newer"])
+def test_what_lies_in_the_past_is_no_fault_and_passes(code: str) -> None:
+    # After a roll-back a node meets the files of a later release: the old one must not fail by it.
+    facts, _ = step(Lifecycle(stage=Stage.RUNNING, settled=True), Tick(1), 10.0)
+    facts, _ = step(facts, Found("network", (Problem(code, "x", "y"),)), 10.0)
+    assert (facts.state, facts.ailments) == (State.DEGRADED, ())
+    facts, _ = step(facts, Tick(1), 11.0 + NOTICE_SECONDS)
+    assert (facts.state, len(facts.problems)) == (State.READY, 1)
 
 
 def test_clock() -> None:
