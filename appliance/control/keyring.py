@@ -7,11 +7,14 @@ is lost, members hand them over again.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import msgspec
 
 from appliance.ledger import epochs
 from appliance.ledger.entry import ENTRY_MAX
 from appliance.ledger.epochs import Secrets
+from appliance.ledger.limits import Allowance
 from appliance.ledger.rules import EPOCH, REVOKED
 from appliance.ledger.state import Replica
 from provisioning import codec
@@ -35,6 +38,13 @@ class SecretsRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     network_id: bytes
     since_ms: int
     known: tuple[tuple[int, bytes], ...]
+
+
+# Each costs the checks of up to some 40 signatures. At once as many as a node needs that was away
+# for a hundred epochs.
+CATCH_UPS = 16.0, 128.0
+MUTE_SECONDS = 60.0
+_HEARD_MAX = 1024
 
 
 class CatchUp(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -135,3 +145,25 @@ def read_catch_up(data: bytes) -> CatchUp:
     if any(len(record) > ENTRY_MAX for record in message.records):
         raise FormatError("an entry in a catch-up is too long")
     return message
+
+
+class Hearing:
+    """How many catch-ups are listened to, of each peer; times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._peers: OrderedDict[bytes, Allowance] = OrderedDict()
+
+    def admits(self, peer: bytes, mono: float) -> bool:
+        """Say whether to read another one from a peer."""
+        account = self._peers.get(peer)
+        if account is None:
+            rate, burst = CATCH_UPS
+            account = self._peers[peer] = Allowance(rate, burst, burst, mono)
+            if len(self._peers) > _HEARD_MAX:
+                self._peers.popitem(last=False)
+        return account.take(1.0, mono)
+
+    def mute(self, peer: bytes, mono: float) -> None:
+        """Listen to no catch-up of a peer for a while: there was something wrong in one."""
+        rate, burst = CATCH_UPS
+        self._peers[peer] = Allowance(rate, burst, 1.0 - rate * MUTE_SECONDS, mono)

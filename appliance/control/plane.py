@@ -105,6 +105,7 @@ class ControlPlane:
         )
         informed = INFORMED_KEY in remembered
         self.policies = Policies(identity, self.core, self.gossip, secrets, informed=informed)
+        self._catching_up = keyring.Hearing()
         self._contacts = -1
         self._pending: list[Change] = []
         self._own_pending = False
@@ -242,7 +243,7 @@ class ControlPlane:
                     for message in self.policies.catch_up(peer, epoch, now):
                         self._absorb(self.core.catch_up(peer, message, now), now, out)
                 case events.CaughtUp(peer, data):
-                    self._caught_up(data, now, out)
+                    self._caught_up(peer, data, now, out)
                 case events.RefusedBy(node_id, name, cause, detail):
                     self._refused_by(Told(node_id, name, cause, detail, now.unix), out)
                 case events.TimeTold(node_id, ms, quality):
@@ -326,14 +327,19 @@ class ControlPlane:
         )
         self._pending, self._own_pending = [], False
 
-    def _caught_up(self, data: bytes, now: Now, out: list[Action]) -> None:
-        try:
-            message = keyring.read_catch_up(data)
-        except FormatError as error:
-            text = f"a catch-up that is none: {error}"
-            out.append(events.Log(logging.WARNING, text, {"event": "catch-up"}))
+    def _caught_up(self, peer: bytes, data: bytes, now: Now, out: list[Action]) -> None:
+        if not self._catching_up.admits(peer, now.mono):
             return
-        self._gossip(self.policies.caught_up(message, now), now, out)
+        try:
+            actions, honest = self.policies.caught_up(keyring.read_catch_up(data), now)
+            self._gossip(actions, now, out)
+            wrong = "" if honest else "something in it is not signed by the root key"
+        except FormatError as error:
+            wrong = str(error)
+        if wrong:
+            self._catching_up.mute(peer, now.mono)
+            fields = {"event": "catch-up", "peer": id_text(peer)}
+            out.append(events.Log(logging.WARNING, f"a catch-up that is none: {wrong}", fields))
 
     def _refused_by(self, told: Told, out: list[Action]) -> None:
         before = self.told.pop(told.node_id, None)

@@ -31,6 +31,7 @@ from appliance.ledger.rules import (
     REVOKED,
     WITNESS,
 )
+from appliance.ledger.state import Reason
 from appliance.ledger.swim import Status
 from appliance.overlay import events
 from appliance.overlay.admission import Denied
@@ -232,8 +233,11 @@ class Policies:
             now_ms=self._now_ms(now.mono),
         )
 
-    def caught_up(self, message: keyring.CatchUp, now: Now) -> list[gossip.Action]:
-        """Take in what the root key says in a catch-up, and the secret that came with it."""
+    def caught_up(self, message: keyring.CatchUp, now: Now) -> tuple[list[gossip.Action], bool]:
+        """Take in what the root key says in a catch-up, and the secret that came with it.
+
+        The second value is false if something in it was forged: the rest is not looked at.
+        """
         out: list[gossip.Action] = []
         for record in message.records:
             try:
@@ -242,10 +246,12 @@ class Policies:
                 continue
             if entry.owner == self._network_id:
                 outcome = self._replica.apply(entry, self._now_ms(now.mono))
+                if outcome.reason is Reason.FORGED:
+                    return out, False
                 out += [gossip.Changed(one) for one in outcome.changes]
         if message.box:
             self._advance(now, (message.box,))
-        return out
+        return out, True
 
     def _advance(self, now: Now, handed: tuple[bytes, ...] = ()) -> None:
         later = keyring.bounded(

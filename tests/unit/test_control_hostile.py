@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from appliance.control import keyring
 from appliance.control.admission import INFORMED_SECONDS
 from appliance.ledger import assigned
 from appliance.ledger.directory import Directory
-from appliance.ledger.entry import read_entry
+from appliance.ledger.entry import Entry, make_entry, read_entry
 from appliance.ledger.epochs import OVERLAP_MS, Reading
 from appliance.ledger.errors import WriteError
 from appliance.ledger.hlc import Clock
@@ -15,6 +16,7 @@ from appliance.ledger.rules import ASSIGNED, MEMBER
 from appliance.ledger.state import Replica, Verdict
 from appliance.ledger.writer import Writer
 from appliance.overlay import events
+from provisioning import codec
 from provisioning.keys import id_text
 from tests.fakes.control_world import (
     UNIX,
@@ -101,6 +103,59 @@ def test_an_overlap_that_began_by_a_clock_a_year_ahead_ends_all_the_same() -> No
     assert node.plane.core.keyring.reading(0, now_ms / 1000) is Reading.CATCH_UP
     world.boot(node)
     assert node.plane.policies.secrets.reading(0, now_ms) is Reading.CATCH_UP
+
+
+def test_a_member_that_floods_forged_catch_ups_is_heard_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each would cost the check of some forty signatures."""
+    world = World()
+    nodes = formed(world, 3)
+    here, bad = nodes[0], nodes[1]
+    operator, checked = operator_of(world, here), 0
+    secret = b"\x01" * 32
+    good = operator.new_epoch(1, secret, without=[], now_ms=world.ms)
+    forged = [
+        make_entry(
+            bad.identity.sign,
+            NETWORK.network_id,
+            owner=NETWORK.network_id,
+            sequence=number,
+            stamp=world.ms << 16,
+            bucket=ASSIGNED,
+            key=f"x{number}",
+            value=b"",
+            expires=None,
+            deleted=False,
+        ).record
+        for number in range(1000, 1020)
+    ]
+    real = Entry.signed_by
+
+    def counted(entry: Entry, key: bytes, network_id: bytes) -> bool:
+        nonlocal checked
+        checked += 1
+        return real(entry, key, network_id)
+
+    monkeypatch.setattr(Entry, "signed_by", counted)
+    message = codec.encode(keyring.CatchUp(tuple(forged), b"box"))
+    for _ in range(200):
+        now = bad.plane._moment(world.now)
+        for action in bad.plane.core.catch_up(here.node_id, message, now):
+            bad_send(world, bad, action)
+    world.run(0.5)
+    assert checked < 10
+    # Who is honest is heard meanwhile.
+    message = codec.encode(keyring.CatchUp(tuple(good), b""))
+    for action in nodes[2].plane.core.catch_up(
+        here.node_id, message, nodes[2].plane._moment(world.now)
+    ):
+        bad_send(world, nodes[2], action)
+    assert world.run(5, until=lambda: here.plane.policies.secrets.current == 1)
+
+
+def bad_send(world: World, node: Node, action: events.Action) -> None:
+    world._perform(node, [action])
 
 
 # Who is in
