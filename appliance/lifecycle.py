@@ -124,7 +124,11 @@ class Lifecycle:
             grave = tuple(one for one in self.reasons if one.code not in NO_FAULT_OF_THE_RELEASE)
             if grave or self.settled:
                 return grave
-        return (Problem("not-ready", f"the node is {self.state.value}", "wait a little"),)
+        return (
+            Problem(
+                "not-ready", f"the node is {self.state.value} and not settled yet", "Wait a little"
+            ),
+        )
 
 
 # Events

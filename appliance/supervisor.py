@@ -445,7 +445,9 @@ class Supervisor:
 
     async def _pause(self) -> None:
         settled = self._facts.state in (lifecycle.State.READY, lifecycle.State.DEGRADED)
-        quick = not settled or self._facts.wants_token
+        # A wrong clock is a reason until the first member answers; that is soon told.
+        looking = self._facts.stage is lifecycle.Stage.RUNNING and not self._facts.settled
+        quick = not settled or looking or self._facts.wants_token
         self._awake.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(QUICK_TICK_SECONDS if quick else TICK_SECONDS):

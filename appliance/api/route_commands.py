@@ -50,7 +50,8 @@ def draw(document: Document) -> str:
     if owner:
         lines = [f"{document['address']} is {owner['name']} ({owner['node_id']})"]
     else:
-        lines = [f"{document['address']} is nobody's: {document['why']}"]
+        why, address = document["why"], document["address"]
+        lines = [why if why.startswith(address) else f"{address} is nobody's: {why}"]
     for one in document["evidence"]:
         lines += _because(one, "by ")
     for one in document["contested"]:

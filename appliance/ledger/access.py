@@ -16,6 +16,7 @@ from appliance.ledger.errors import EntryError, LedgerError, WriteError
 from appliance.ledger.gossip import Action, Gossip
 from appliance.ledger.hlc import ms_of
 from appliance.ledger.rules import ASSIGNED, BUCKETS, Bucket, Writers
+from appliance.ledger.secrets import SECRET
 from appliance.ledger.state import Change, Outcome, Verdict
 from appliance.ledger.subscription import Subscription
 from appliance.ledger.writer import Written
@@ -257,7 +258,9 @@ class LedgerAccess:
         if bucket not in OPEN:
             raise NotOpenError(
                 f"{bucket} is not written by hand: it holds {rule.what}, by {rule.writers.value}",
-                hint=f"open to people and programs: {', '.join(sorted(OPEN))}",
+                hint="secrets have commands of their own: skerry secret"
+                if bucket == SECRET
+                else f"open to people and programs: {', '.join(sorted(OPEN))}",
             )
         own = id_text(self._gossip.writer.owner)
         if rule.writers is Writers.OWNER and full.partition("/")[0] != own:

@@ -90,7 +90,7 @@ def _get(arguments: argparse.Namespace) -> int:
     from skerry.console import note
 
     try:
-        entry = _call(arguments, "GET", _path(arguments.bucket, arguments.key))
+        entry = _call(arguments, "GET", _slot(arguments))
     except ApiError as error:
         if error.status != 404:
             raise
@@ -118,7 +118,7 @@ def _get(arguments: argparse.Namespace) -> int:
 def _put(arguments: argparse.Namespace) -> None:
     from skerry.console import note
 
-    path = _path(arguments.bucket, arguments.key)
+    path = _slot(arguments)
     if arguments.lease is not None:
         path += f"?lease={_lease_seconds(arguments.lease)}"
     entry = _call(arguments, "PUT", path, _read_value(arguments.value))
@@ -132,7 +132,7 @@ def _put(arguments: argparse.Namespace) -> None:
 def _del(arguments: argparse.Namespace) -> None:
     from skerry.console import note
 
-    entry = _call(arguments, "DELETE", _path(arguments.bucket, arguments.key))
+    entry = _call(arguments, "DELETE", _slot(arguments))
     if arguments.json:
         _print_json(entry)
     else:
@@ -256,6 +256,12 @@ def _buckets(arguments: argparse.Namespace) -> None:
 def _path(bucket: str, key: str | None = None) -> str:
     path = f"/v1/ledger/{_quoted(bucket)}"
     return path if key is None else f"{path}/{_quoted(key, safe='/')}"
+
+
+def _slot(arguments: argparse.Namespace) -> str:
+    if not arguments.key:
+        raise UsageError("the key is empty", hint="skerry ledger ls BUCKET shows the keys")
+    return _path(arguments.bucket, arguments.key)
 
 
 def _with_prefix(path: str, prefix: str) -> str:

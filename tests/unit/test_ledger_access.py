@@ -49,7 +49,8 @@ def test_protocol_buckets_are_read_and_not_written(bucket: str) -> None:
     key = f"{SERVER.text}/x"
     with pytest.raises(NotOpenError, match="not written by hand") as caught:
         here.access.put(bucket, key, b"x", 60)
-    assert "shared" in (caught.value.hint or "")
+    word = "skerry secret" if bucket == "secret" else "shared"
+    assert word in (caught.value.hint or "")
     with pytest.raises(NotOpenError):
         here.access.delete(bucket, key)
     here.access.list(bucket)
