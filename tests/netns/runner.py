@@ -1,4 +1,4 @@
-"""An overlay without a supervisor around it, for what a supervisor has no option for.
+"""A node's network without a supervisor around it, for what a supervisor has no option for.
 
 ``python -m tests.netns.runner STATE_DIR INTERFACE WIREGUARD_GO SLOT_SECONDS``: runs until it is
 ended and writes its members to STATE_DIR/peers as they come up.
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import uvloop
 
-from appliance.overlay.service import Overlay, OverlayConfig
+from appliance.control.service import Control
+from appliance.overlay.config import OverlayConfig
 from appliance.store import Store
 from provisioning.identity import IdentityStore
 
@@ -27,10 +28,11 @@ async def run(state_dir: Path, interface: str, wireguard_go: Path, slot_seconds:
         wireguard_go=wireguard_go,
         slot_seconds=slot_seconds,
     )
-    overlay = Overlay(identity, Store.open(state_dir / "state.db"), config)
-    await overlay.start()
+    store = Store.open(state_dir / "state.db")
+    control = Control(identity, store, config, ledger=state_dir / "ledger.db")
+    await control.start()
     while True:
-        names = [peer.name for peer in overlay.snapshot().peers if peer.up]
+        names = [peer.name for peer in control.snapshot().peers if peer.up]
         (state_dir / "peers").write_text("\n".join(names))
         await asyncio.sleep(0.1)
 
