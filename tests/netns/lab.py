@@ -27,6 +27,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -318,6 +319,10 @@ class Node:
         return found
 
 
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
 class Lab:
     """One LAN: a namespace with a bridge, and nodes around it."""
 
@@ -334,6 +339,9 @@ class Lab:
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            # Also who is told to end, by a time limit say, cleans up first.
+            signal.signal(signal.SIGTERM, _leave)
         try:
             if int((NEIGHBOURS / "gc_thresh3").read_text()) < NEIGHBOURS_MAX:
                 for name in ("gc_thresh3", "gc_thresh2"):
