@@ -446,7 +446,8 @@ class Supervisor:
     async def _pause(self) -> None:
         settled = self._facts.state in (lifecycle.State.READY, lifecycle.State.DEGRADED)
         # A wrong clock is a reason until the first member answers; that is soon told.
-        looking = self._facts.stage is lifecycle.Stage.RUNNING and not self._facts.settled
+        stages = (lifecycle.Stage.STARTING_OVERLAY, lifecycle.Stage.RUNNING)
+        looking = self._facts.stage in stages and not self._facts.settled
         quick = not settled or looking or self._facts.wants_token
         self._awake.clear()
         with suppress(TimeoutError):
