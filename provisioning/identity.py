@@ -167,7 +167,8 @@ def _identity(record: IdentityRecord) -> Identity:
         name=member.name,
         certificate=record.certificate,
         network=network,
-        time_floor=max(member.issued, read_grant(certificate.grant).issued),
+        # Not the certificate's: what a clock that was ahead put there would never be put right.
+        time_floor=read_grant(certificate.grant).issued,
         wg_private=record.wg_private,
         _node_seed=record.node_seed,
         _member=member,

@@ -321,7 +321,9 @@ def test_a_node_that_boots_in_1970_joins_through_its_neighbours() -> None:
 def test_a_clock_a_day_off_among_three_right_ones_joins_and_moves_nobody(hours: int) -> None:
     world = World()
     nodes = formed(world, 3)
-    off = world.add(join(TOKEN, "off"), clock=hours * 3600.0)
+    # Its identity was made by that clock, too.
+    made = max(UNIX + hours * 3600.0, 0.0)
+    off = world.add(join(TOKEN, "off", now=made), clock=hours * 3600.0)
     assert world.run(120, until=lambda: world.connected([*nodes, off]))
     assert abs(off.plane.unix(world.now) - (UNIX + world.now)) < 5
     for node in nodes:
