@@ -14,11 +14,14 @@ from appliance.ledger.state import Replica
 from appliance.ledger.timekeeper import Quality
 from appliance.operator.errors import PublishError
 from appliance.operator.publisher import Fetched, Result
+from appliance.operator.resolve import find_node
 from appliance.operator.rootkey import RootKey
-from appliance.operator.work import Work
+from appliance.operator.sight import Sight
+from appliance.operator.statements import Desk
+from appliance.operator.work import Report, Work
 from provisioning import operator_files as files
 from provisioning.keys import id_text
-from tests.fakes.ledger import NOW, Node, entry, network, replica, seed
+from tests.fakes.ledger import NOW, Node, entry, network, node, replica, seed
 
 ROOT = RootKey(network(), seed("root", 0))
 # Half a second later than what the nodes wrote.
@@ -101,3 +104,25 @@ def work_in(
     operator = files.open_network(directory, lambda: "")
     root = RootKey(operator.network, operator.root_seed)
     return Work(directory, root, node, now_ms, (notes if notes is not None else []).append)
+
+
+# What operators want, for `Work.do`
+
+
+def out(number: int) -> Callable[[Desk, Sight], object]:
+    return lambda desk, _: desk.revoke(nodes=[node(number + 1).node_id])
+
+
+def rename(text: str, name: str) -> Callable[[Desk, Sight], object]:
+    return lambda desk, _: desk.rename(find_node(text, desk.replica, desk.now_ms), name)
+
+
+def nothing(_: Desk, __: Sight) -> None:
+    """Only publish what is left over."""
+
+
+def do(
+    home: Path, at: FakeNode, intent: Callable[[Desk, Sight], object], now_ms: int = LATER
+) -> Report:
+    _, report = work_in(home, at, now_ms=now_ms).do(intent)
+    return report
