@@ -29,8 +29,17 @@ from appliance.overlay.clock import Now
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.errors import WireError
 from appliance.overlay.handshake import Handshakes
-from appliance.overlay.outcomes import Accepted, Acknowledged, Facts, GaveUp, Outcome, Refused, Transmit, TurnedAway
 from appliance.overlay.otp import Seed
+from appliance.overlay.outcomes import (
+    Accepted,
+    Acknowledged,
+    Facts,
+    GaveUp,
+    Outcome,
+    Refused,
+    Transmit,
+    TurnedAway,
+)
 from appliance.overlay.post import Letter, Post
 from appliance.overlay.seal import Sealer
 from appliance.overlay.sessions import Sessions
