@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import ipaddress
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -286,7 +287,7 @@ class World:
             timers = {id(one): one.plane.next_timer() for one in self.nodes if one.alive}
             times = [one for one in timers.values() if one is not None]
             times += [self._events[0][0]] if self._events else []
-            due = min(times, default=end)
+            due = min(times, default=math.inf)
             if due > end:
                 self.now = end
                 return until is None
