@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -57,6 +58,7 @@ ENDPOINTS_SECONDS = 8 * 3600.0
 # A member that the ledger names is looked for only if it was not found otherwise by then.
 LEAD_SECONDS = 4.0
 STANDING_SECONDS = 5.0
+RETRY_SECONDS = 5.0
 AHEAD_MS = 60_000
 _MATTERS = frozenset({MEMBER, REVOKED, ADDRESS, WITNESS, ASSIGNED, EPOCH})
 # Of these, what bears on who is in.
@@ -97,7 +99,7 @@ class Policies:
         self._due: float | None = None
         self._hosts: tuple[str, ...] = ()
         self._endpoints_due: float | None = None
-        self._refused_write: Problem | None = None
+        self._refused_writes: dict[tuple[str, str], Problem] = {}
         self._names: dict[bytes, str] = {}
         self._moved: dict[bytes, tuple[Endpoint, ...]] = {}
         self._fresh_secrets = False
@@ -158,7 +160,7 @@ class Policies:
         """Return what is wrong that a person should know."""
         own = self._identity.member()
         denied = self._where_all_stand().excess.get(own.node_id)
-        found = [self.places.problem, self._refused_write]
+        found = [self.places.problem, *list(self._refused_writes.values())[:1]]
         if self._replica.directory.is_revoked(own):
             found.append(
                 Problem(
@@ -317,6 +319,8 @@ class Policies:
             yield from self._core.handle(events.Tick(), now)
         self._due = None
         self._dirty.clear()
+        # What is not wanted any more is not tried again.
+        self._refused_writes = {k: v for k, v in self._refused_writes.items() if k[0] == NODE}
         now_ms = self._now_ms(now.mono)
         self._names = names(self._replica, now_ms)
         yield from self._tell_certificate(now)
@@ -434,13 +438,16 @@ class Policies:
         if self._replica.directory.is_revoked(self._identity.member()):
             return
         now_ms = self._now_ms(now.mono)
-        writer = self._ledger.writer
+        writer, about = self._ledger.writer, (write.bucket, write.key)
         try:
             written = writer.put(write.bucket, write.key, write.value, now_ms, lease_ms=lease_ms)
         except WriteError as error:
-            self._refused_write = Problem("ledger-write", str(error), error.hint or "")
+            # Its clock was just put back, say: what is still wanted then is written later.
+            self._refused_writes[about] = Problem("ledger-write", str(error), error.hint or "")
+            self._due = now.mono + RETRY_SECONDS
+            self._endpoints_due = min(self._endpoints_due or math.inf, self._due)
             return
-        self._refused_write = None
+        self._refused_writes.pop(about, None)
         yield from self._ledger.local(written, now.mono)
 
     # Standing

@@ -41,6 +41,8 @@ from provisioning.token import Token, make_token
 
 UNIX = 1_795_000_000.0
 PORT = 51820
+# As the shell does (control/service.py).
+LOOK_SECONDS = 5.0
 ROOT_SEED = b"\x01" * 32
 OTP_SEED = b"\x07" * 32
 
@@ -224,6 +226,12 @@ class World:
         self.feed(node, events.LocalAddresses((node.address,)))
         for other in self.nodes:
             self.introduce(node, other)
+        self.at(LOOK_SECONDS, partial(self._look_at_clock, node, node.plane))
+
+    def _look_at_clock(self, node: Node, plane: ControlPlane) -> None:
+        if node.plane is plane and node.alive:
+            plane.wall(self.clock(node), self.now)
+            self.at(LOOK_SECONDS, partial(self._look_at_clock, node, plane))
 
     def introduce(self, node: Node, other: Node) -> None:
         """Let two nodes find each other by mDNS, if they are on one side and it is their time."""
