@@ -88,7 +88,7 @@ class ControlPlane:
         self.timekeeper = Timekeeper(identity.time_floor * 1000, guess_ms, now.mono)
         self.wall(clock, now.mono)
         replica = Replica(Directory(identity.network))
-        replica.restore(kept.entries, self.timekeeper.now_ms(now.mono))
+        replica.restore(kept.entries, self.timekeeper.now_ms(now.mono), own=identity.node_id)
         writer = Writer(
             replica,
             Clock(kept.high_water),

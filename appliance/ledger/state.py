@@ -188,16 +188,20 @@ class Replica:
             return Outcome(Verdict.REJECTED, Reason.OVER_QUOTA, changes)
         return Outcome(Verdict.ACCEPTED, changes=changes)
 
-    def restore(self, entries: Iterable[Entry], now_ms: int) -> int:
+    def restore(self, entries: Iterable[Entry], now_ms: int, *, own: bytes | None = None) -> int:
         """Load entries that this node has verified before; return how many were refused now.
 
         Revocations and certificates go first, so that nothing is refused for its place in the file.
         Every signature is checked again: a disk is not trusted more than a peer.
+
+        What ``own`` wrote under a clock that was ahead is taken in too: it is this node's to put
+        right (`writer.Writer.rewrite_future`), and would be lost otherwise.
         """
         first = {REVOKED: 0, MEMBER: 1, FLOOR: 2}
         refused = 0
         for entry in sorted(entries, key=lambda one: first.get(one.bucket, 3)):
-            refused += self.apply(entry, now_ms).verdict is Verdict.REJECTED
+            at = max(now_ms, ms_of(entry.stamp)) if entry.owner == own else now_ms
+            refused += self.apply(entry, at).verdict is Verdict.REJECTED
         return refused
 
     def sweep(self, now_ms: int) -> tuple[Change, ...]:

@@ -146,7 +146,11 @@ class Life:
             and self.world.connected(nodes)
             and self.world.same_ledger(nodes)
             and not any(one.up() & {two.node_id for two in nodes} for one in self.gone)
+            and all(self.in_time(one) for one in nodes)
         )
+
+    def in_time(self, one: Node) -> bool:
+        return abs(one.plane.timekeeper.now_ms(self.world.now) - self.world.ms) < 5_000
 
     def told(self) -> str:
         lines = []
@@ -168,7 +172,7 @@ class Life:
             assert not out & one.plane.peers.keys(), "a revoked node is a peer"
             assert not {two.key for two in self.gone} & one.wireguard.keys()
             assert not one.plane.problems, self.told()
-            assert abs(one.plane.timekeeper.now_ms(self.world.now) - self.world.ms) < 5_000
+            assert self.in_time(one)
         for key, (by, value) in self.written.items():
             for one in nodes:
                 found = one.value(key, self.world.ms)

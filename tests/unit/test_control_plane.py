@@ -330,6 +330,20 @@ def test_a_clock_a_day_off_among_three_right_ones_joins_and_moves_nobody(hours: 
         assert abs(node.plane.unix(world.now) - (UNIX + world.now)) < 5
 
 
+def test_what_was_written_under_a_clock_ahead_survives_a_restart_under_a_right_one() -> None:
+    world = World()
+    nodes = formed(world, 2)
+    world.kill(nodes[1])
+    nodes[0].clock = 86_400.0
+    world.run(10)
+    world.put(nodes[0], "tomorrow", b"1")
+    assert nodes[0].plane.unix(world.now) > UNIX + world.now + 80_000
+    nodes[0].clock = 0.0
+    for node in nodes:
+        world.boot(node)
+    assert world.run(120, until=lambda: everywhere(world, nodes, "tomorrow", b"1"))
+
+
 # Coordination only
 
 
