@@ -1,0 +1,234 @@
+"""From requests to actions: ADD, DEL, GC, and what to do after being killed in the middle.
+
+Actions are performed in order, each once the one before is done; `Write` is on the disk before what
+comes after it is begun. Killed anywhere, `reconcile` with the records and the kernel's state leads
+to a world in which every attachment is there as a whole or gone without a trace.
+An ADD that was interrupted is undone, not finished: its caller saw it fail, and sends a DEL.
+Nothing here waits for another node.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from appliance.cni import steps as of
+from appliance.cni.ipam import Lease, PodRange, State, hold
+from appliance.cni.journal import Entry, Phase
+from appliance.cni.spec import Attachment
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write the attachment's record, in place of the one before."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove the attachment's record; it may have none."""
+
+    attachment: Attachment
+
+
+Action = Write | Forget | of.Step | of.Undo
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How pods of this node are connected; the same for all of them.
+
+    ``mtu`` is the overlay's. ``delegates`` are chained plugins that we call; those of a
+    configuration list are called by the runtime.
+    """
+
+    bridge: str
+    mtu: int
+    ranges: tuple[PodRange, ...]
+    delegates: tuple[str, ...] = ()
+
+
+def entry_for(
+    network: Network, attachment: Attachment, netns: str, lease: Lease, *, masquerade: bool
+) -> Entry:
+    """Return the entry of an attachment that is to be made; nothing is begun."""
+    host, peer = of.host_name(attachment), of.peer_name(attachment)
+    inside = tuple(
+        f"{address}/{pods.network.prefixlen}"
+        for address, pods in zip(lease.addresses, network.ranges, strict=True)
+    )
+    gateways = tuple(f"{pods.gateway}/{pods.network.prefixlen}" for pods in network.ranges)
+    routes = tuple(
+        ("0.0.0.0/0" if pods.network.version == 4 else "::/0", str(pods.gateway))
+        for pods in network.ranges
+    )
+    found: list[of.Step] = [
+        of.Reserve(attachment),
+        of.Bridge(network.bridge, network.mtu, gateways),
+        of.Veth(host, peer, network.mtu),
+        of.Move(peer, netns, attachment.ifname),
+        of.Addresses(netns, attachment.ifname, inside),
+        of.Routes(netns, attachment.ifname, routes),
+    ]
+    if masquerade:
+        found.append(of.Masquerade(tuple(str(one) for one in lease.addresses)))
+    # Open last: nothing of a half-made container reaches the network.
+    found.append(of.Port(host, network.bridge))
+    found += [of.Delegate(plugin) for plugin in network.delegates]
+    return Entry(attachment, netns, Phase.ADDING, tuple(found), 0)
+
+
+def add(
+    wanted: Entry, old: Entry | None, snapshot: of.Snapshot, leases: State
+) -> tuple[Action, ...]:
+    """Return what makes an attachment, given what is recorded of it.
+
+    ``leases`` is the state with its lease. One that is there as it should be is left as it is;
+    one that lacks something on the node's side gets that; any other is taken down first.
+    """
+    before: tuple[Action, ...] = ()
+    if old is not None:
+        if old.phase is Phase.ADDED and old.steps == wanted.steps:
+            missing = _missing(old, snapshot, leases)
+            if all(isinstance(step, of.REPAIRABLE) for step in missing):
+                return missing
+        before = tuple(
+            action
+            for action in delete(old.attachment, old, None)
+            # The new one has the same lease.
+            if not isinstance(action, Forget | of.Release)
+        )
+    found: list[Action] = list(before)
+    for number, step in enumerate(wanted.steps, 1):
+        found += [Write(msgspec.structs.replace(wanted, begun=number)), step]
+    whole = msgspec.structs.replace(wanted, begun=len(wanted.steps), phase=Phase.ADDED)
+    return (*found, Write(whole))
+
+
+def delete(
+    attachment: Attachment,
+    entry: Entry | None,
+    lease: Lease | None,
+    delegates: tuple[str, ...] = (),
+) -> tuple[Action, ...]:
+    """Return what removes an attachment, the same after a failed step as after a kill.
+
+    It needs no namespace: the host's end goes, and with it all that is inside. Without an entry
+    everything is derived from the attachment and its lease, so a lost record leaks nothing.
+    """
+    if entry is None:
+        sources = tuple(str(one) for one in lease.addresses) if lease is not None else ()
+        undo: list[of.Undo] = [of.Undelegate(plugin) for plugin in reversed(delegates)]
+        if sources:
+            undo.append(of.Unmasquerade(sources))
+        undo += [of.RemoveVeth(of.host_name(attachment)), of.Release(attachment)]
+        entry = Entry(attachment, "", Phase.REMOVING, (), 0, tuple(undo))
+    # Each undo may be repeated, so one record before the first of them is enough.
+    removing = msgspec.structs.replace(entry, phase=Phase.REMOVING)
+    return (Write(removing), *entry.undos(), Forget(attachment))
+
+
+def collect(
+    network: str,
+    valid: Collection[Attachment],
+    entries: Iterable[Entry],
+    leases: State,
+    busy: Collection[Attachment] = (),
+) -> tuple[Action, ...]:
+    """Return what a GC of a network removes: all that is neither valid nor worked on."""
+    known = {one.attachment: one for one in entries}
+    held = {one.attachment: one for one in leases.leases}
+    found: list[Action] = []
+    for attachment in sorted({*known, *held}):
+        if attachment.network == network and attachment not in valid and attachment not in busy:
+            found += delete(attachment, known.get(attachment), held.get(attachment))
+    return tuple(found)
+
+
+def reconcile(
+    entries: Iterable[Entry],
+    snapshot: of.Snapshot,
+    leases: State,
+    *,
+    busy: Collection[Attachment] = (),
+    complete: bool = True,
+) -> tuple[Action, ...]:
+    """Return what makes the kernel, the leases (`recovered` first) and the records agree.
+
+    Half-made attachments are undone and half-removed ones removed; one whose namespace is gone
+    is removed; what the node's side of a whole one lacks is put right. What nobody recorded goes,
+    unless a record could not be read (``complete`` False): it may belong to a running container,
+    and only the runtime, by GC or DEL, can say that it does not.
+    """
+    found: list[Action] = []
+    kept = set(busy)
+    recorded = {one.attachment: one for one in entries}
+    for entry in recorded.values():
+        if entry.attachment in busy:
+            continue
+        if entry.phase is Phase.ADDED and entry.netns in snapshot.namespaces:
+            kept.add(entry.attachment)
+            missing = _missing(entry, snapshot, leases)
+            # A port without its link cannot be put right either; CHECK tells, and DEL ends it.
+            if of.host_name(entry.attachment) in snapshot.links:
+                found += [step for step in missing if isinstance(step, of.REPAIRABLE)]
+        else:
+            found += delete(entry.attachment, entry, None)
+    if complete:
+        found += _orphans(kept, recorded, snapshot, leases)
+    return tuple(found)
+
+
+def recovered(entries: Iterable[Entry], leases: State) -> State:
+    """Return the leases, with those that only the records of whole attachments still tell of.
+
+    After the record of leases was lost: what a running container has must not be given away.
+    """
+    for entry in entries:
+        packed = tuple(
+            ipaddress.ip_interface(one).ip.packed
+            for step in entry.steps
+            if isinstance(step, of.Addresses)
+            for one in step.addresses
+        )
+        if entry.phase is Phase.ADDED and packed:
+            leases = hold(leases, Lease(entry.attachment, packed))
+    return leases
+
+
+def _missing(entry: Entry, snapshot: of.Snapshot, leases: State) -> tuple[of.Step, ...]:
+    leased = frozenset(one.attachment for one in leases.leases)
+    return tuple(step for step in entry.steps if not of.is_done(step, snapshot, leased))
+
+
+def _orphans(
+    kept: Collection[Attachment],
+    recorded: Mapping[Attachment, Entry],
+    snapshot: of.Snapshot,
+    leases: State,
+) -> list[Action]:
+    names = {of.host_name(one) for one in {*kept, *recorded}}
+    sources = {
+        str(one) for lease in leases.leases if lease.attachment in kept for one in lease.addresses
+    }
+    for key in kept:
+        for step in recorded[key].steps if key in recorded else ():
+            sources |= set(step.sources) if isinstance(step, of.Masquerade) else set()
+    found: list[Action] = [
+        of.RemoveVeth(name)
+        for name in sorted(snapshot.links)
+        if of.is_host_name(name) and name not in names
+    ]
+    stray = tuple(sorted(snapshot.masqueraded - sources))
+    if stray:
+        found.append(of.Unmasquerade(stray))
+    found += [
+        of.Release(lease.attachment)
+        for lease in leases.leases
+        if lease.attachment not in kept and lease.attachment not in recorded
+    ]
+    return found

@@ -1,0 +1,226 @@
+"""The steps that give a container its network and take it away, as data, and what the kernel shows.
+
+Whoever performs them keeps three promises: every step may come twice; `Veth` replaces a link that
+has the name already; taking away what is not there is no error.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import msgspec
+
+from appliance.cni.spec import Attachment
+
+_HOST, _PEER = "skp", "skt"
+_IS_HOST = re.compile(rf"{_HOST}[a-z2-7]{{12}}\Z")
+
+
+class _Step(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Encoded with a tag, so that records tell the kinds apart."""
+
+
+class Reserve(_Step, frozen=True, tag="reserve"):
+    """Write down the lease, with the state that `ipam.allocate` returned."""
+
+    attachment: Attachment
+
+
+class Bridge(_Step, frozen=True, tag="bridge"):
+    """Have the bridge, up, with the gateways' addresses; shared, so never undone."""
+
+    name: str
+    mtu: int
+    gateways: tuple[str, ...]
+
+
+class Veth(_Step, frozen=True, tag="veth"):
+    """Make a pair of links, both on the node."""
+
+    host: str
+    peer: str
+    mtu: int
+
+
+class Move(_Step, frozen=True, tag="move"):
+    """Move the peer into the container, with the name it is to have there."""
+
+    peer: str
+    netns: str
+    ifname: str
+
+
+class Addresses(_Step, frozen=True, tag="addresses"):
+    """Give the container's link its addresses, each with its prefix, and set it up."""
+
+    netns: str
+    ifname: str
+    addresses: tuple[str, ...]
+
+
+class Routes(_Step, frozen=True, tag="routes"):
+    """Set the container's routes: destination and gateway."""
+
+    netns: str
+    ifname: str
+    routes: tuple[tuple[str, str], ...]
+
+
+class Port(_Step, frozen=True, tag="port"):
+    """Make the host's end a port of the bridge and set it up: from here on packets pass."""
+
+    host: str
+    bridge: str
+
+
+class Masquerade(_Step, frozen=True, tag="masquerade"):
+    """Have what these addresses send out of the cluster leave under the node's address."""
+
+    sources: tuple[str, ...]
+
+
+class Delegate(_Step, frozen=True, tag="delegate"):
+    """Run the ADD of a chained plugin that we call ourselves."""
+
+    plugin: str
+
+
+class Undelegate(_Step, frozen=True, tag="undelegate"):
+    """Run the DEL of a chained plugin."""
+
+    plugin: str
+
+
+class Unmasquerade(_Step, frozen=True, tag="unmasquerade"):
+    """Take a masquerade back."""
+
+    sources: tuple[str, ...]
+
+
+class RemoveVeth(_Step, frozen=True, tag="remove-veth"):
+    """Remove the host's end; the kernel removes the container's, its addresses and routes."""
+
+    host: str
+
+
+class Release(_Step, frozen=True, tag="release"):
+    """Give the addresses back; last, when nothing answers under them any more."""
+
+    attachment: Attachment
+
+
+Step = Reserve | Bridge | Veth | Move | Addresses | Routes | Port | Masquerade | Delegate
+Undo = Undelegate | Unmasquerade | RemoveVeth | Release
+# What can be put right under a running container. Of its own side nothing is: it is the container's
+# from the moment it starts, and what changed it there is not for us to know.
+REPAIRABLE = (Reserve, Bridge, Port, Masquerade)
+
+
+@dataclass(frozen=True, slots=True)
+class HostLink:
+    """A link of the node: a bridge or the host's end of a pair."""
+
+    up: bool = True
+    mtu: int = 0
+    master: str = ""
+    mac: str = ""
+    addresses: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class InsideLink:
+    """A link in a container."""
+
+    up: bool = True
+    mtu: int = 0
+    mac: str = ""
+    addresses: frozenset[str] = frozenset()
+    routes: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the kernel shows at one moment.
+
+    ``namespaces`` are the paths of those asked for that exist, ``inside`` goes by path and name.
+    Addresses carry their prefix, except those that are masqueraded.
+    """
+
+    namespaces: frozenset[str] = frozenset()
+    links: Mapping[str, HostLink] = field(default_factory=lambda: MappingProxyType({}))
+    inside: Mapping[tuple[str, str], InsideLink] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    masqueraded: frozenset[str] = frozenset()
+
+
+def host_name(attachment: Attachment) -> str:
+    """Return the name of the host's end: a DEL that has nothing else finds it by this."""
+    return _HOST + _tail(attachment)
+
+
+def peer_name(attachment: Attachment) -> str:
+    """Return the name of the container's end until it is moved."""
+    return _PEER + _tail(attachment)
+
+
+def is_host_name(name: str) -> bool:
+    """Say whether a link is, by its name, the host's end of one of our pairs."""
+    return _IS_HOST.match(name) is not None
+
+
+def is_done(step: Step, snapshot: Snapshot, leased: frozenset[Attachment]) -> bool:
+    """Say whether the effect of a step is there; a chained plugin's is not ours to see."""
+    match step:
+        case Reserve(attachment):
+            return attachment in leased
+        case Bridge(name, _, gateways):
+            bridge = snapshot.links.get(name)
+            return bridge is not None and bridge.up and bridge.addresses >= set(gateways)
+        case Veth(host, _, _):
+            return host in snapshot.links
+        case Move(_, netns, ifname):
+            return (netns, ifname) in snapshot.inside
+        case Addresses(netns, ifname, addresses):
+            inside = snapshot.inside.get((netns, ifname))
+            return inside is not None and inside.up and inside.addresses >= set(addresses)
+        case Routes(netns, ifname, routes):
+            inside = snapshot.inside.get((netns, ifname))
+            return inside is not None and inside.routes >= set(routes)
+        case Port(host, bridge_name):
+            link = snapshot.links.get(host)
+            return link is not None and link.up and link.master == bridge_name
+        case Masquerade(sources):
+            return snapshot.masqueraded >= set(sources)
+        case Delegate():
+            return True
+
+
+def undo_of(steps: tuple[Step, ...]) -> tuple[Undo, ...]:
+    """Return what takes back steps that were begun, done or not: the last one first."""
+    found: list[Undo] = []
+    for step in reversed(steps):
+        match step:
+            case Delegate(plugin):
+                found.append(Undelegate(plugin))
+            case Masquerade(sources):
+                found.append(Unmasquerade(sources))
+            case Veth(host, _, _):
+                found.append(RemoveVeth(host))
+            case Reserve(attachment):
+                found.append(Release(attachment))
+            case _:
+                pass
+    return tuple(found)
+
+
+def _tail(attachment: Attachment) -> str:
+    # None of the three can hold a slash.
+    text = f"{attachment.network}/{attachment.container}/{attachment.ifname}"
+    digest = hashlib.sha256(text.encode()).digest()
+    return base64.b32encode(digest)[:12].decode().lower()
