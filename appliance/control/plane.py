@@ -132,18 +132,24 @@ class ControlPlane:
         return self.core.tunnel(self._moment(now.mono))
 
     def handle(self, event: events.Event, now: Now) -> list[Action]:
-        """Return what follows from an event; whatever is due by now is done as well."""
+        """Return what follows from an event; whatever is due by now is done as well.
+
+        Not with each of many datagrams, though: what they mean for the ledger is worked out by the
+        `Tick` after them, which `next_timer` asks for.
+        """
         now = self._moment(now.mono)
         out: list[Action] = []
         if isinstance(event, events.LocalAddresses):
             self.policies.local_addresses(event.hosts)
         self._absorb(self.core.handle(event, now), now, out)
-        self._follow_up(now, out)
+        if not isinstance(event, events.DatagramReceived | events.ProbeReceived):
+            self._follow_up(now, out)
+        self._flush(out)
         return out
 
     def next_timer(self) -> float | None:
         """Return the monotonic time of the next `Tick` that has something to do."""
-        if self.gossip.busy:
+        if self.gossip.busy or self._contacts != self.core.generation:
             return 0.0
         maybe = self.core.next_timer(), self._ask_at, self.policies.next_timer()
         times = [self.gossip.next_timer(), self._compact_at]
