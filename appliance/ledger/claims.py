@@ -1,4 +1,4 @@
-"""Who has what, when several claim it: overlay addresses, and places under a grant's count.
+"""Who has what, when several claim it: addresses, pod ranges, places under a grant's count.
 
 A claim's own stamp proves nothing: a clock that is behind, or lies, would win every contest. So
 claims rank by what *others* say: up to WITNESSES members write down that they have seen a claim
@@ -18,11 +18,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import msgspec
 
-from appliance.ledger.rules import ADDRESS, ASSIGNED, WITNESS
+from appliance.ledger.rules import ADDRESS, ASSIGNED, RANGE, WITNESS
 from appliance.ledger.state import Change, Replica
 from appliance.ledger.timekeeper import Quality
 from appliance.overlay.addresses import (
@@ -35,9 +36,12 @@ from provisioning import codec
 from provisioning.errors import FormatError
 from provisioning.keys import ID_SIZE, id_text
 from provisioning.membership import Member
+from skerry.errors import SkerryError
 
 WITNESSES = 3
-ADDRESS_KIND = "address"
+# A kind that nodes claim has the name of its bucket, and of the root key's statement about it.
+ADDRESS_KIND = ADDRESS
+RANGE_KIND = RANGE
 GRANT_KIND = "grant"
 _VALUE_MAX = 64
 _WITNESS_LABEL = b"skerry witness v1"
@@ -48,10 +52,10 @@ BEST_RANK: Rank = (0, 0, 0, b"")
 
 
 class ClaimValue(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A node's claim of an address; ``attempt`` is None for one that the operator fixed."""
+    """A node's claim; ``attempt`` is None for one that the operator fixed."""
 
     attempt: int | None
-    address: bytes
+    what: bytes
 
 
 class WitnessValue(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -63,7 +67,7 @@ class WitnessValue(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A node wants ``what``: a packed IPv4 address, or a grant's id."""
+    """A node wants ``what``: a packed IPv4 address, a packed pod range, or a grant's id."""
 
     node: bytes
     what: bytes
@@ -83,7 +87,7 @@ class View:
     """What the ledger says about claims of one kind.
 
     ``sightings`` is by claimant and claimed thing, the best of its witnesses; ``fixed`` are the
-    operator's words (addresses only).
+    operator's words (not for grants).
     """
 
     claims: Mapping[bytes, Claim]
@@ -119,7 +123,66 @@ class View:
         }
 
 
-# Addresses
+# What a node claims for life: an address, a pod range
+
+
+class Plan(Protocol):
+    """What there is of one kind, and which of it a node may claim at which attempt.
+
+    Equal plans are one: a frozen dataclass.
+    """
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def kind(self) -> str:
+        """The bucket of the claims; also in witnesses' keys and the root key's statements."""
+
+    @property
+    def places(self) -> int:
+        """How many nodes there is enough for."""
+
+    def at(self, node: bytes, attempt: int) -> bytes:
+        """Return what a node may claim; its first ``places`` attempts lead to everything."""
+
+    def fixable(self, what: bytes) -> bool:
+        """Say whether the operator can give this to a node."""
+
+    def exhausted(self) -> SkerryError:
+        """Return what to raise when everything is claimed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The plan of the nodes' IPv4 overlay addresses."""
+
+    host_range: ipaddress.IPv4Network
+
+    @property
+    def kind(self) -> str:
+        """Return the addresses' kind."""
+        return ADDRESS_KIND
+
+    @property
+    def places(self) -> int:
+        """Return how many addresses there are."""
+        return usable(self.host_range)
+
+    def at(self, node: bytes, attempt: int) -> bytes:
+        """Return the address of a node's attempt, packed."""
+        return claimed_address(node, attempt, self.host_range).packed
+
+    def fixable(self, what: bytes) -> bool:
+        """Say whether this is an address of the range that may be given away."""
+        return in_range(what, self.host_range)
+
+    def exhausted(self) -> AddressesExhaustedError:
+        """Return what to raise when all addresses are claimed."""
+        return AddressesExhaustedError(
+            f"all {self.places} addresses of {self.host_range} are claimed",
+            hint="remove nodes that are gone (`skerry node remove`), or make a network with a "
+            "larger host_range; this node is reachable by its IPv6 overlay address meanwhile",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +194,17 @@ class Decision:
 
 
 def decide(own: bytes, view: View, host_range: ipaddress.IPv4Network) -> Decision:
-    """Return what to do about this node's address: keep it for life unless it is outranked.
+    """Return what to do about this node's address.
 
     :raises AddressesExhaustedError: every address is taken.
+    """
+    return settle(own, view, Addresses(host_range))
+
+
+def settle(own: bytes, view: View, plan: Plan) -> Decision:
+    """Return what a node should claim of a plan: it keeps what it has unless it is outranked.
+
+    :raises SkerryError: everything is taken (`Plan.exhausted`).
     """
     mine = view.claims.get(own)
     fixed = view.fixed.get(own)
@@ -142,19 +213,19 @@ def decide(own: bytes, view: View, host_range: ipaddress.IPv4Network) -> Decisio
         keep = mine is not None and mine.what == fixed
         return Decision(None if keep else Claim(own, fixed))
     if mine is not None:
-        if _acceptable(mine, view, host_range):
+        if _acceptable(mine, view, plan):
             holder = view.holders()[mine.what]
             if holder == own:
                 return Decision(None)
-            return Decision(_next_free(own, (mine.attempt or 0) + 1, view, host_range), holder)
+            return Decision(_next_free(own, (mine.attempt or 0) + 1, view, plan), holder)
         fixed_for = next((node for node, one in view.fixed.items() if one == mine.what), None)
         attempt = 0 if mine.attempt is None else mine.attempt + 1
-        return Decision(_next_free(own, attempt, view, host_range), rival or fixed_for)
-    return Decision(_next_free(own, 0, view, host_range))
+        return Decision(_next_free(own, attempt, view, plan), rival or fixed_for)
+    return Decision(_next_free(own, 0, view, plan))
 
 
 def _given_twice(own: bytes, fixed: bytes, view: View) -> bytes | None:
-    """Return who has the address that the operator fixed for this node, by mistake for it too."""
+    """Return who has what the operator fixed for this node, by mistake for it too."""
     rank = view.rank(Claim(own, fixed))
     rivals = (
         one
@@ -164,38 +235,38 @@ def _given_twice(own: bytes, fixed: bytes, view: View) -> bytes | None:
     return next((one.node for one in rivals if view.rank(one) < rank), None)
 
 
-def is_derived(claim: Claim, host_range: ipaddress.IPv4Network) -> bool:
-    """Say whether a claim's address is the one its node may try at that attempt.
+def is_derived(claim: Claim, plan: Plan) -> bool:
+    """Say whether a claim is for what its node may try at that attempt.
 
-    So nobody can go for a certain address: a node gets what its id leads to.
+    So nobody can go for a certain one: a node gets what its id leads to.
     """
-    return claim.attempt is not None and _derived(claim, claim.attempt, host_range)
+    return claim.attempt is not None and _derived(claim, claim.attempt, plan)
 
 
-@lru_cache(maxsize=4096)
-def _derived(claim: Claim, attempt: int, host_range: ipaddress.IPv4Network) -> bool:
-    return claimed_address(claim.node, attempt, host_range).packed == claim.what
+@lru_cache(maxsize=8192)
+def _derived(claim: Claim, attempt: int, plan: Plan) -> bool:
+    return plan.at(claim.node, attempt) == claim.what
 
 
-def _acceptable(claim: Claim, view: View, host_range: ipaddress.IPv4Network) -> bool:
+def _acceptable(claim: Claim, view: View, plan: Plan) -> bool:
     others = (one for node, one in view.fixed.items() if node != claim.node)
-    return is_derived(claim, host_range) and claim.what not in others
+    return is_derived(claim, plan) and claim.what not in others
 
 
-def _next_free(own: bytes, attempt: int, view: View, host_range: ipaddress.IPv4Network) -> Claim:
-    taken = {one.what for node, one in view.claims.items() if node != own}
-    taken.update(one for node, one in view.fixed.items() if node != own)
-    places = usable(host_range)
+def taken_from(own: bytes, view: View) -> frozenset[bytes]:
+    """Return what others claim, or were given by the operator."""
+    given = (one for node, one in view.fixed.items() if node != own)
+    return frozenset(one.what for node, one in view.claims.items() if node != own).union(given)
+
+
+def _next_free(own: bytes, attempt: int, view: View, plan: Plan) -> Claim:
+    taken, places = taken_from(own, view), plan.places
     if len(taken) < places:
         for one in range(attempt, min(attempt + places, ATTEMPT_MAX)):
-            address = claimed_address(own, one, host_range).packed
-            if address not in taken:
-                return Claim(own, address, one)
-    raise AddressesExhaustedError(
-        f"all {places} addresses of {host_range} are claimed",
-        hint="remove nodes that are gone (`skerry node remove`), or make a network with a larger "
-        "host_range; this node is reachable by its IPv6 overlay address meanwhile",
-    )
+            what = plan.at(own, one)
+            if what not in taken:
+                return Claim(own, what, one)
+    raise plan.exhausted()
 
 
 # Witnesses
@@ -256,13 +327,24 @@ class Said:
     """
 
     def __init__(self, replica: Replica) -> None:
-        self.claims: dict[bytes, Claim] = {}
+        # By kind and node; each kind has a bucket of its own.
+        self._claims: dict[str, dict[bytes, Claim]] = {ADDRESS_KIND: {}, RANGE_KIND: {}}
         # Whom each member says to have seen come in.
         self.saw: dict[bytes, set[bytes]] = {}
         self._seen: dict[str, dict[tuple[bytes, bytes], dict[bytes, Sighting]]] = {}
         self._best: dict[str, dict[tuple[bytes, bytes], Sighting]] = {}
-        replica.follow(ADDRESS, self._address)
+        for kind in self._claims:
+            replica.follow(kind, self._claim)
         replica.follow(WITNESS, self._witness)
+
+    @property
+    def claims(self) -> Mapping[bytes, Claim]:
+        """Return the claims of addresses by node."""
+        return self.claimed(ADDRESS_KIND)
+
+    def claimed(self, kind: str) -> Mapping[bytes, Claim]:
+        """Return the well-formed claims of a kind by node, whatever they are for."""
+        return self._claims[kind]
 
     def witnesses(self, kind: str, claim: Claim) -> Collection[bytes]:
         """Return who says to have seen a claim."""
@@ -272,9 +354,10 @@ class Said:
         """Return the best sighting by claimant and what was claimed."""
         return dict(self._best.get(kind, {}))
 
-    def _address(self, change: Change) -> None:
+    def _claim(self, change: Change) -> None:
         entry = change.entry
-        self.claims.pop(entry.owner, None)
+        claims = self._claims[entry.bucket]
+        claims.pop(entry.owner, None)
         if change.new is None or entry.deleted:
             return
         try:
@@ -282,7 +365,7 @@ class Said:
         except FormatError:
             return
         if value.attempt is None or 0 <= value.attempt <= ATTEMPT_MAX:
-            self.claims[entry.owner] = Claim(entry.owner, value.address, value.attempt)
+            claims[entry.owner] = Claim(entry.owner, value.what, value.attempt)
 
     def _witness(self, change: Change) -> None:
         entry, here = change.entry, change.new is not None
@@ -326,24 +409,29 @@ def said_of(replica: Replica) -> Said:
 
 def address_view(replica: Replica, host_range: ipaddress.IPv4Network, now_ms: int) -> View:
     """Return the claims of addresses in the ledger; what is malformed counts for nothing."""
+    return view_of(replica, Addresses(host_range), now_ms)
+
+
+def view_of(replica: Replica, plan: Plan, now_ms: int) -> View:
+    """Return the ledger's claims of a plan's kind; what is malformed counts for nothing."""
     fixed: dict[bytes, bytes] = {}
     for entry in replica.entries(ASSIGNED, now_ms):
         node, _, kind = entry.key.partition("/")
-        if kind == ADDRESS_KIND and in_range(entry.value, host_range):
+        if kind == plan.kind and plan.fixable(entry.value):
             owner = _id_of(node)
             if owner is not None:
                 fixed[owner] = entry.value
     said = said_of(replica)
     claims = {
         node: claim
-        for node, claim in said.claims.items()
-        if fixed.get(node) == claim.what or is_derived(claim, host_range)
+        for node, claim in said.claimed(plan.kind).items()
+        if fixed.get(node) == claim.what or is_derived(claim, plan)
     }
-    return View(claims, said.best(ADDRESS_KIND), fixed)
+    return View(claims, said.best(plan.kind), fixed)
 
 
 def claim_value(claim: Claim) -> bytes:
-    """Return what a node writes into the address bucket under its own id."""
+    """Return what a node writes into the bucket of a kind under its own id."""
     return codec.encode(ClaimValue(claim.attempt, claim.what))
 
 

@@ -64,6 +64,7 @@ MEMBER = "member"
 FLOOR = "floor"
 REVOKED = "revoked"
 ADDRESS = "address"
+RANGE = "range"
 WITNESS = "witness"
 ASSIGNED = "assigned"
 EPOCH = "epoch"
@@ -84,6 +85,7 @@ _ROWS = (
     Bucket(ASSIGNED, Writers.ROOT, "what the operator fixed for a node", 65_536, 32 * _KIB**2, 512),
     Bucket(EPOCH, Writers.ROOT, "secrets of epochs, sealed to each", 131_072, 64 * _KIB**2, 512),
     Bucket(ADDRESS, Writers.OWNER, "claims of overlay addresses", 1, _KIB, 64),
+    Bucket(RANGE, Writers.OWNER, "claims of pod ranges", 1, _KIB, 64),
     Bucket(WITNESS, Writers.OWNER, "claims that a member has seen", 4096, _KIB**2, 64),
     Bucket("node", Writers.OWNER, "facts of a node", 32, 64 * _KIB, 2048, DAY_MS),
     Bucket("service", Writers.OWNER, "services a node offers", 128, 64 * _KIB, 1024, HOUR_MS),
