@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from appliance.cluster.errors import ConflistError
-from appliance.cluster.ranges import Network, PodRange
+from appliance.cluster.ranges import Network, NodeRange
 
 PATH = "/etc/cni/net.d/10-skerry.conflist"
 NAME = "skerry"
@@ -77,7 +77,7 @@ class PodNetwork:
 
 
 def pod_network(
-    pods: PodRange, mtu: int, direct: tuple[Network, ...], *, ipv6: bool = True
+    pods: NodeRange, mtu: int, direct: tuple[Network, ...], *, ipv6: bool = True
 ) -> PodNetwork:
     """Return the usual network of a node; without ``ipv6`` if its kernel has none."""
     return PodNetwork(

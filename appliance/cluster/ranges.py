@@ -36,7 +36,7 @@ _PACKED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class PodRange:
+class NodeRange:
     """What one node gives its pods; the gateway is the first address of each."""
 
     ipv4: ipaddress.IPv4Network
@@ -137,9 +137,9 @@ class RangePlan:
     def _first(self, number: int) -> int:
         return int(self.pod_cidr.network_address) + (number << 32 - self.prefix)
 
-    def pod_range(self, ipv4: ipaddress.IPv4Network) -> PodRange:
+    def pod_range(self, ipv4: ipaddress.IPv4Network) -> NodeRange:
         """Return a range together with its IPv6 side."""
-        return PodRange(ipv4, ipv6_range(self.network_id, ipv4))
+        return NodeRange(ipv4, ipv6_range(self.network_id, ipv4))
 
 
 def plan_for(network_id: bytes, settings: Settings) -> RangePlan:
@@ -187,8 +187,8 @@ def _order(node: bytes) -> tuple[int, int]:
 class Ranges:
     """Who has which range; ``own`` is this node's, ``claim`` what it has to write for it."""
 
-    own: PodRange | None
-    others: Mapping[bytes, PodRange]
+    own: NodeRange | None
+    others: Mapping[bytes, NodeRange]
     claim: Claim | None = None
     moved_for: bytes | None = None
     problem: Problem | None = None
@@ -236,13 +236,13 @@ def ranges(
     )
 
 
-def _held(own: bytes, view: View, plan: RangePlan) -> dict[bytes, PodRange]:
+def _held(own: bytes, view: View, plan: RangePlan) -> dict[bytes, NodeRange]:
     found = ((node, _held_range(plan, what)) for what, node in view.holders().items())
     return {node: one for node, one in found if one is not None and node != own}
 
 
 @lru_cache(maxsize=4096)
-def _held_range(plan: RangePlan, what: bytes) -> PodRange | None:
+def _held_range(plan: RangePlan, what: bytes) -> NodeRange | None:
     """Remember what is read anew with every change of the ledger."""
     found = plan.read(what)
     return None if found is None else plan.pod_range(found)
@@ -256,7 +256,7 @@ def _recorded_claim(
     return plan.claim_for(own, recorded)
 
 
-def _given_twice(own: bytes, view: View, held: PodRange | None) -> Problem | None:
+def _given_twice(own: bytes, view: View, held: NodeRange | None) -> Problem | None:
     fixed = view.fixed.get(own)
     if fixed is None or held is None or pack(held.ipv4) == fixed:
         return None

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from appliance.cluster.ranges import Network, PodRange, RangePlan
+from appliance.cluster.ranges import Network, NodeRange, RangePlan
 from appliance.problem import Problem
 
 # Longer texts are no range.
@@ -43,7 +43,7 @@ class Reconciled:
     """
 
     verdict: Verdict
-    use: PodRange | None = None
+    use: NodeRange | None = None
     adopt: ipaddress.IPv4Network | None = None
     record: tuple[str, ...] = ()
     problem: Problem | None = None
@@ -51,7 +51,7 @@ class Reconciled:
 
 def reconcile(
     node: str,
-    claimed: PodRange | None,
+    claimed: NodeRange | None,
     recorded: Sequence[str],
     plan: RangePlan,
     others: Mapping[str, Sequence[str]] | None = None,
@@ -135,12 +135,12 @@ def _unclaimed(node: str, said: tuple[Network, ...], plan: RangePlan) -> Reconci
     )
 
 
-def _same(claimed: PodRange, said: tuple[Network, ...]) -> bool:
+def _same(claimed: NodeRange, said: tuple[Network, ...]) -> bool:
     """Say whether Kubernetes says the same; it may know of IPv4 only, IPv6 follows from that."""
     return said in {(claimed.ipv4,), (claimed.ipv4, claimed.ipv6)}
 
 
-def _rival(claimed: PodRange, others: Mapping[str, Sequence[str]]) -> tuple[str, Network] | None:
+def _rival(claimed: NodeRange, others: Mapping[str, Sequence[str]]) -> tuple[str, Network] | None:
     for name, texts in sorted(others.items()):
         for one in read_recorded(texts) or ():
             mine = claimed.ipv4 if one.version == 4 else claimed.ipv6

@@ -172,6 +172,22 @@ def test_256_nodes_fill_the_range_and_the_257th_is_told() -> None:
     assert after.problem is None
 
 
+@pytest.mark.parametrize("bits", range(4, 13))
+def test_whatever_the_cut_one_node_too_many_is_told_and_gets_what_is_freed(bits: int) -> None:
+    plan = replace(PLAN, node_bits=bits)
+    late = node_id(2**bits)
+    full = {
+        node_id(number): plan.claim_for(node_id(number), plan.numbered(number))
+        for number in range(plan.places)
+    }
+    with pytest.raises(RangesExhaustedError, match=f"all {2**bits} pod ranges"):
+        settle(late, View(full), plan)
+    freed = full.pop(node_id(5)).what
+    claim = settle(late, View(full), plan).claim
+    assert claim is not None
+    assert claim.what == freed
+
+
 def test_a_range_is_kept_whatever_comes_later() -> None:
     first = ranges(A.node_id, EMPTY, PLAN, [A.node_id])
     assert first.claim is not None
