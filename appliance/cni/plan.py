@@ -78,7 +78,7 @@ def entry_for(
         found.append(of.Masquerade(tuple(str(one) for one in lease.addresses)))
     # Open last: nothing of a half-made container reaches the network.
     found.append(of.Port(host, network.bridge))
-    found += [of.Delegate(plugin) for plugin in network.delegates]
+    found += [of.Delegate(plugin, attachment) for plugin in network.delegates]
     return Entry(attachment, netns, Phase.ADDING, tuple(found), 0)
 
 
@@ -122,7 +122,7 @@ def delete(
     """
     if entry is None:
         sources = tuple(str(one) for one in lease.addresses) if lease is not None else ()
-        undo: list[of.Undo] = [of.Undelegate(plugin) for plugin in reversed(delegates)]
+        undo: list[of.Undo] = [of.Undelegate(plugin, attachment) for plugin in reversed(delegates)]
         if sources:
             undo.append(of.Unmasquerade(sources))
         undo += [of.RemoveVeth(of.host_name(attachment)), of.Release(attachment)]
@@ -138,6 +138,7 @@ def collect(
     entries: Iterable[Entry],
     leases: State,
     busy: Collection[Attachment] = (),
+    delegates: tuple[str, ...] = (),
 ) -> tuple[Action, ...]:
     """Return what a GC of a network removes: all that is neither valid nor worked on."""
     known = {one.attachment: one for one in entries}
@@ -145,7 +146,8 @@ def collect(
     found: list[Action] = []
     for attachment in sorted({*known, *held}):
         if attachment.network == network and attachment not in valid and attachment not in busy:
-            found += delete(attachment, known.get(attachment), held.get(attachment))
+            entry, lease = known.get(attachment), held.get(attachment)
+            found += delete(attachment, entry, lease, delegates)
     return tuple(found)
 
 
@@ -156,6 +158,7 @@ def reconcile(
     *,
     busy: Collection[Attachment] = (),
     complete: bool = True,
+    delegates: tuple[str, ...] = (),
 ) -> tuple[Action, ...]:
     """Return what makes the kernel, the leases (`recovered` first) and the records agree.
 
@@ -179,7 +182,7 @@ def reconcile(
         else:
             found += delete(entry.attachment, entry, None)
     if complete:
-        found += _orphans(kept, recorded, snapshot, leases)
+        found += _orphans(kept, recorded, snapshot, leases, delegates)
     return tuple(found)
 
 
@@ -210,6 +213,7 @@ def _orphans(
     recorded: Mapping[Attachment, Entry],
     snapshot: of.Snapshot,
     leases: State,
+    delegates: tuple[str, ...],
 ) -> list[Action]:
     names = {of.host_name(one) for one in {*kept, *recorded}}
     sources = {
@@ -226,9 +230,7 @@ def _orphans(
     stray = tuple(sorted(snapshot.masqueraded - sources))
     if stray:
         found.append(of.Unmasquerade(stray))
-    found += [
-        of.Release(lease.attachment)
-        for lease in leases.leases
-        if lease.attachment not in kept and lease.attachment not in recorded
-    ]
+    for lease in leases.leases:
+        if lease.attachment not in kept and lease.attachment not in recorded:
+            found += delete(lease.attachment, None, lease, delegates)
     return found

@@ -27,6 +27,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z", re.ASCII)
 _NAME_MAX = 253
 _SHOWN = 80
 _LOOKS_LIKE_VERSION = re.compile(r"\d{1,4}\.\d{1,4}\.\d{1,4}\Z", re.ASCII)
+_NULL = msgspec.Raw(b"null")
+_NOTHING = frozenset({b"null", b"{}"})
 T = TypeVar("T")
 
 
@@ -90,10 +92,10 @@ class _Config(msgspec.Struct, frozen=True, rename="camel"):
     name: str | None = None
     type: str | None = None
     ip_masq: bool | None = None
-    ipam: dict[str, msgspec.Raw] | None = None
-    runtime_config: RuntimeConfig | None = None
-    # Read apart: a DEL must come through whatever a runtime kept of the result.
-    prev_result: msgspec.Raw | None = None
+    ipam: msgspec.Raw = _NULL
+    # Read apart, and not at all for a DEL, which must come through whatever else is spoilt.
+    runtime_config: msgspec.Raw = _NULL
+    prev_result: msgspec.Raw = _NULL
     valid_attachments: tuple[ValidAttachment, ...] | None = msgspec.field(
         name="cni.dev/valid-attachments", default=None
     )
@@ -208,26 +210,14 @@ def _build(command: Command, version: str, config: _Config, env: dict[str, str])
             f"the network's name is {_show(network)}",
             hint='"name": a letter or digit, then letters, digits, _ . -',
         )
-    if config.ipam:
-        raise CniError(
-            Code.UNSUPPORTED_FIELD,
-            f"ipam is {_show(msgspec.json.encode(config.ipam).decode())}",
-            hint="leave it out: the addresses are those of the node's pod range",
-        )
-    runtime = config.runtime_config or RuntimeConfig()
-    request = Request(
-        command=command,
-        cni_version=version,
-        network=network,
-        masquerade=config.ip_masq is not False,
-        ports=_check_ports(runtime.port_mappings or ()),
-        bandwidth=_check_bandwidth(runtime.bandwidth),
-    )
+    request = Request(command=command, cni_version=version, network=network)
+    if command not in {Command.DEL, Command.GC}:
+        _refuse_ipam(bytes(config.ipam))
     if command is Command.GC:
         return msgspec.structs.replace(request, valid=_valid(network, config.valid_attachments))
     if command not in _OF_A_CONTAINER:
         return request
-    return msgspec.structs.replace(
+    request = msgspec.structs.replace(
         request,
         attachment=Attachment(
             network,
@@ -235,9 +225,29 @@ def _build(command: Command, version: str, config: _Config, env: dict[str, str])
             check_ifname(env.get("CNI_IFNAME", "")),
         ),
         netns=_netns(command, env.get("CNI_NETNS", "")),
-        args=_read_args(env.get("CNI_ARGS", "")),
         previous=_previous(command, config.prev_result),
     )
+    if command is Command.DEL:
+        return request
+    runtime = RuntimeConfig()
+    if bytes(config.runtime_config).strip() not in _NOTHING:
+        runtime = _decode(bytes(config.runtime_config), RuntimeConfig, "runtimeConfig")
+    return msgspec.structs.replace(
+        request,
+        args=_read_args(env.get("CNI_ARGS", "")),
+        masquerade=config.ip_masq is not False,
+        ports=_check_ports(runtime.port_mappings or ()),
+        bandwidth=_check_bandwidth(runtime.bandwidth),
+    )
+
+
+def _refuse_ipam(raw: bytes) -> None:
+    if raw.strip() not in _NOTHING:
+        raise CniError(
+            Code.UNSUPPORTED_FIELD,
+            f"ipam is {_show(raw.decode(errors='replace'))}",
+            hint="leave it out: the addresses are those of the node's pod range",
+        )
 
 
 def _netns(command: Command, text: str) -> str:
@@ -245,8 +255,8 @@ def _netns(command: Command, text: str) -> str:
     return "" if command is Command.DEL and not text else check_netns(text)
 
 
-def _previous(command: Command, raw: msgspec.Raw | None) -> Result | None:
-    given = bytes(raw) if raw is not None else b"null"
+def _previous(command: Command, raw: msgspec.Raw) -> Result | None:
+    given = bytes(raw)
     if given.strip() == b"null":
         if command is Command.CHECK:
             raise CniError(Code.CONFIG, "a CHECK without prevResult has nothing to compare with")
@@ -341,14 +351,14 @@ def _version_to_answer_in(stdin: str) -> str:
 def _handed_over(body: bytes) -> _HandedOver:
     if len(body) > BODY_MAX:
         raise CniError(Code.IO, f"the request has {len(body)} bytes, {BODY_MAX} at most")
-    return _decode(body, _HandedOver, "what the shim handed over")
+    return _decode(body, _HandedOver, "what the shim handed over", Code.DECODE)
 
 
-def _decode(data: bytes, kind: type[T], what: str) -> T:
+def _decode(data: bytes, kind: type[T], what: str, misfit: Code = Code.CONFIG) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        raise CniError(Code.CONFIG, f"{what} does not fit: {error}") from error
+        raise CniError(misfit, f"{what} does not fit: {error}") from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CniError(Code.DECODE, f"{what} is no JSON: {error}") from error
 

@@ -88,12 +88,14 @@ class Delegate(_Step, frozen=True, tag="delegate"):
     """Run the ADD of a chained plugin that we call ourselves."""
 
     plugin: str
+    attachment: Attachment
 
 
 class Undelegate(_Step, frozen=True, tag="undelegate"):
     """Run the DEL of a chained plugin."""
 
     plugin: str
+    attachment: Attachment
 
 
 class Unmasquerade(_Step, frozen=True, tag="unmasquerade"):
@@ -206,8 +208,8 @@ def undo_of(steps: tuple[Step, ...]) -> tuple[Undo, ...]:
     found: list[Undo] = []
     for step in reversed(steps):
         match step:
-            case Delegate(plugin):
-                found.append(Undelegate(plugin))
+            case Delegate(plugin, attachment):
+                found.append(Undelegate(plugin, attachment))
             case Masquerade(sources):
                 found.append(Unmasquerade(sources))
             case Veth(host, _, _):
