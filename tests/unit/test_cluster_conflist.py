@@ -128,13 +128,14 @@ def ours_with(**changed: object) -> bytes:
         b"[]",
         b"\xff\xfe",
         b"[" * 15_000,
+        b'{"plugins":[' + b"[" * 15_000,
+        b'{"x":' * 3000,
         TEXT.encode()[:-1],
         TEXT.encode() + b" ",
         json.dumps(parsed()).encode(),
         TEXT.replace('"portmap"', '"tuning"').encode(),
         TEXT.replace('"mtu": 1280', '"mtu": 1280,\n      "mtu": 1500').encode(),
         TEXT.replace('"name": "skerry"', '"name": "other"').encode(),
-        (" " * (TEXT_MAX + 1)).encode(),
         json.dumps(parsed() | {"plugins": []}).encode(),
         ours_with(mtu=True),
         ours_with(mtu="1280"),
@@ -155,6 +156,11 @@ def test_what_is_not_ours_to_the_byte_is_refused_in_words(data: bytes) -> None:
         read_conflist(data)
     assert str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_what_is_too_long_is_not_looked_at() -> None:
+    with pytest.raises(ConflistError, match=f"{TEXT_MAX + 1} bytes, {TEXT_MAX} at most"):
+        read_conflist(b" " * (TEXT_MAX + 1))
 
 
 @settings(max_examples=200)

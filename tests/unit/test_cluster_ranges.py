@@ -254,6 +254,8 @@ def test_a_range_that_the_operator_fixed_stands_above_all() -> None:
     both = [A.node_id, B.node_id]
     given = ranges(B.node_id, view, PLAN, both)
     assert given.claim == Claim(B.node_id, mine.what)
+    # Who has to move has it no longer, as soon as that is known.
+    assert given.others == {}
     moved = ranges(A.node_id, view, PLAN, both)
     assert moved.moved_for == B.node_id
     assert moved.own is not None
@@ -375,6 +377,18 @@ def test_junk_in_the_buckets_counts_for_nothing(data: bytes, bucket: str) -> Non
     assert range_view(here, PLAN, NOW) == EMPTY
 
 
+def test_only_the_statement_about_the_range_fixes_it() -> None:
+    here = replica([A])
+    what = PLAN.at(A.node_id, 3)
+    for number, key in enumerate((f"{A.text}/address", f"{A.text}/name", "x/range", A.text)):
+        here.apply(root_entry("assigned", key, what, sequence=2 + number), NOW)
+    assert range_view(here, PLAN, NOW).fixed == {}
+    here.apply(root_entry("assigned", f"{A.text}/range", what, sequence=9), NOW)
+    assert range_view(here, PLAN, NOW).fixed == {A.node_id: what}
+    here.apply(root_entry("assigned", f"{A.text}/range", sequence=10, deleted=True), NOW)
+    assert range_view(here, PLAN, NOW).fixed == {}
+
+
 # What Kubernetes says
 
 
@@ -453,6 +467,14 @@ def test_a_node_without_a_claim_takes_what_kubernetes_has_if_it_is_free() -> Non
     # A claim that is there stays.
     kept = View({A.node_id: Claim(A.node_id, PLAN.at(A.node_id, 0), 0)})
     assert ranges(A.node_id, kept, PLAN, both, recorded=MINE.ipv4).claim is None
+    # Nor does it change what the operator fixed, nor where a node goes that has to move.
+    fixed = View({}, fixed={A.node_id: PLAN.at(A.node_id, 5)})
+    given = ranges(A.node_id, fixed, PLAN, both, recorded=MINE.ipv4).claim
+    assert given == Claim(A.node_id, PLAN.at(A.node_id, 5))
+    first = kept.claims[A.node_id]
+    outranked = View({A.node_id: first}, fixed={B.node_id: first.what})
+    moved = ranges(A.node_id, outranked, PLAN, both, recorded=MINE.ipv4).claim
+    assert moved == Claim(A.node_id, PLAN.at(A.node_id, 1), 1)
     # What is no range of this network is not adopted.
     for recorded in (("10.1.0.0/24",), (RECORD[0], "fd00::/80")):
         assert reconcile("n1", None, recorded, PLAN).verdict is Verdict.REFUSED
