@@ -206,13 +206,14 @@ class Replica:
 
     def sweep(self, now_ms: int) -> tuple[Change, ...]:
         """Drop what has run out by ``now_ms``; a refused entry of the past stays refused."""
-        gone = []
+        # Once each: what was dropped and came again stands in the queue twice.
+        gone: dict[bytes, Entry] = {}
         while self._leases and self._leases[0][0] <= now_ms:
             _, entry_id = heapq.heappop(self._leases)
             entry = self._by_id.get(entry_id)
             if entry is not None:
-                gone.append(entry)
-        return tuple(self._drop(entry) for entry in gone)
+                gone[entry_id] = entry
+        return tuple(self._drop(entry) for entry in gone.values())
 
     def next_expiry(self) -> int | None:
         """Return when `sweep` has something to do next."""

@@ -46,6 +46,7 @@ T = TypeVar("T")
 SEED_SECONDS = 120.0
 REVIVE_SECONDS = 5.0
 LOOK_AGAIN_SECONDS = 5.0
+DEFECT_SECONDS = 1.0
 REMEMBER_SECONDS = 1.0
 
 
@@ -91,6 +92,7 @@ class Overlay:
         self._uplinks: tuple[links.UplinkAddress, ...] = ()
         self._failed: dict[str, Problem] = {}
         self._revive_at = 0.0
+        self._defect_until = 0.0
         self._stopped = False
         self._timing = False
         self._to_remember: dict[str, bytes | None] = {}
@@ -190,7 +192,12 @@ class Overlay:
     def _feed(self, event: events.Event) -> None:
         if self._stopped:
             return
-        self._queue.put(self._brain.handle(event, self._now()))
+        try:
+            self._queue.put(self._brain.handle(event, self._now()))
+        except Exception:
+            # A defect costs one event, and a while until what is due is tried again; never the node.
+            log.exception("a defect while handling %s", type(event).__name__)
+            self._defect_until = time.monotonic() + DEFECT_SECONDS
         self._set_timer()
 
     def enact(self, actions: Iterable[events.Action]) -> None:
@@ -214,7 +221,7 @@ class Overlay:
         at = self._brain.next_timer()
         if at is None or self._stopped:
             return
-        wait = max(at - time.monotonic(), 0.0)
+        wait = max(max(at, self._defect_until) - time.monotonic(), 0.0)
         self._timer = asyncio.get_running_loop().call_later(wait, self._feed, events.Tick())
 
     async def _perform_all(self) -> None:

@@ -237,6 +237,17 @@ def test_the_queue_of_leases_stays_as_small_as_the_ledger() -> None:
     assert len(here.sweep(NOW + 1000)) == 1
 
 
+def test_an_entry_that_left_and_came_again_runs_out_once() -> None:
+    """As after a clock that was put back and forth: what was expelled comes again from peers."""
+    here = replica([A])
+    first = entry(A, "lease", "k", b"1", sequence=2, ms=NOW, expires=NOW + 1000)
+    here.apply(first, NOW)
+    here.expel_future(NOW - MAX_SKEW_MS - 1)
+    assert here.by_id(first.entry_id) is None
+    here.apply(first, NOW)
+    assert [one.old for one in here.sweep(NOW + 1000)] == [first]
+
+
 def test_future_entries_leave_once_the_clock_is_right() -> None:
     here = replica([A])
     ahead = entry(A, "shared", "k", b"v", sequence=2, ms=NOW + DAY_MS)
