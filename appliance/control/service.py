@@ -232,8 +232,16 @@ class Control:
             self._vault_timer = asyncio.get_running_loop().call_later(wait, self._work_vault)
 
     def _work_vault(self) -> None:
-        if self._vault is not None:
+        if self._vault is None:
+            return
+        try:
             self._vault.work()
+        except Exception:
+            # A defect there is loud, and costs the secrets some time, not the node.
+            log.exception("a defect while looking after the secrets")
+            loop = asyncio.get_running_loop()
+            self._vault_timer = loop.call_later(CLOCK_SECONDS, self._work_vault)
+        else:
             self._wake_vault()
 
     def _make_plane(self, loaded: Loaded) -> ControlPlane:
