@@ -57,8 +57,6 @@ class Queues:
             free = not busy and not left if container is None else container not in busy
             if shut or not free:
                 left.append((ticket, container))
-                # What waits is served before what came later for the same container.
-                busy.add(container)
             else:
                 started.append(ticket)
                 self._running[ticket] = container

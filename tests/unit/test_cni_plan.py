@@ -268,6 +268,19 @@ def test_what_nobody_recorded_goes_unless_a_record_could_not_be_read() -> None:
     assert machine.traces() == clean
 
 
+def test_without_any_record_the_kernel_alone_tells_what_goes() -> None:
+    machine = world()
+    machine.delegated.clear()
+    clean = copy.deepcopy(machine.traces())
+    machine.add(POD, NETNS)
+    machine.delegated.clear()
+    del machine.records[POD]
+    machine.state = ipam.release(machine.state, POD)
+    machine.lease_record = ipam.dump(machine.state)
+    machine.start()
+    assert machine.traces() == clean
+
+
 def test_a_gc_keeps_the_valid_the_busy_and_other_networks() -> None:
     machine = world()
     machine.add(POD, NETNS)
