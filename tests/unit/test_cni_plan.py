@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import itertools
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.cluster.conflist import PodNetwork, conflist_text
 from appliance.cni import ipam, plan, steps
 from appliance.cni.errors import CniError
+from appliance.cni.ipam import PodRange
 from appliance.cni.journal import Entry, JournalError, Phase, dump, load
 from appliance.cni.plan import Forget, Write
-from appliance.cni.spec import Attachment
+from appliance.cni.spec import Attachment, read_request
 from provisioning import codec
 from tests.unit.cni_world import BOOT, RANGES, KilledError, World
 
@@ -342,6 +346,38 @@ def test_any_sequence_ends_without_a_trace(moves: list[tuple[str, int]]) -> None
     machine.start()
     machine.gc(())
     assert machine.traces() == ({}, {}, {}, set(), [], [], (), ())
+
+
+def test_our_own_configuration_is_taken_and_gives_the_same_network() -> None:
+    networks = ("10.42.7.0/24", "fd42:0:0:af4:700::/80")
+    given = PodNetwork(
+        ranges=tuple(map(ipaddress.ip_network, networks)), mtu=1380, routes=(), direct=()
+    )
+    written = json.loads(conflist_text(given))
+    config = written["plugins"][0] | {
+        "name": written["name"],
+        "cniVersion": written["cniVersions"][-1],
+    }
+    env = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "aa11",
+        "CNI_IFNAME": "eth0",
+        "CNI_NETNS": NETNS,
+    }
+    request = read_request(json.dumps({"env": env, "stdin": json.dumps(config)}).encode())
+    assert request.masquerade
+    ranges = tuple(map(PodRange.of, networks))
+    assert [one.gateway for one in ranges] == [
+        ipaddress.ip_address(one["gateway"]) for one in config["ranges"]
+    ]
+    assert request.attachment is not None
+    _, lease = ipam.allocate(ipam.empty(BOOT), ranges, request.attachment)
+    network = plan.Network(given.bridge, given.mtu, ranges)
+    entry = plan.entry_for(network, request.attachment, request.netns, lease, masquerade=True)
+    assert (
+        steps.Bridge("skerry-pods", 1380, ("10.42.7.1/24", "fd42:0:0:af4:700::1/80"))
+        == entry.steps[1]
+    )
 
 
 def test_names_fit_and_differ() -> None:
