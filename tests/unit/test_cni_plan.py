@@ -375,7 +375,7 @@ def test_our_own_configuration_is_taken_and_gives_the_same_network() -> None:
     network = plan.Network(given.bridge, given.mtu, ranges)
     entry = plan.entry_for(network, request.attachment, request.netns, lease, masquerade=True)
     assert (
-        steps.Bridge("skerry-pods", 1380, ("10.42.7.1/24", "fd42:0:0:af4:700::1/80"))
+        steps.Bridge("skerry-pods", 1380, ("10.42.7.1/24", "fd42::af4:700:0:0:1/80"))
         == entry.steps[1]
     )
 
