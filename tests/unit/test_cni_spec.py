@@ -338,7 +338,7 @@ def test_any_bytes(data: bytes) -> None:
     st.dictionaries(FIELDS, JSON, max_size=4),
     JSON,
 )
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_any_environment_and_configuration(
     command: str, env: dict[str, str], config: dict[str, object], valid: object
 ) -> None:
@@ -355,7 +355,7 @@ def test_any_environment_and_configuration(
         ),
     )
 )
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_any_previous_result(previous: dict[str, object]) -> None:
     answered(body({"CNI_COMMAND": "CHECK"}, prevResult=previous))
     assert call("DEL", prevResult=previous).command is Command.DEL
