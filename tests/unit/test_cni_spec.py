@@ -304,7 +304,9 @@ JSON = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=10,
 )
 FIELDS = st.sampled_from(
@@ -351,7 +353,8 @@ def test_any_environment_and_configuration(
         st.sampled_from(["interfaces", "ips", "routes", "dns"]),
         JSON
         | st.lists(
-            st.dictionaries(st.sampled_from(["address", "gateway", "interface", "dst"]), JSON)
+            st.dictionaries(st.sampled_from(["address", "gateway", "dst"]), JSON, max_size=2),
+            max_size=2,
         ),
     )
 )
