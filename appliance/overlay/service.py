@@ -195,7 +195,7 @@ class Overlay:
         try:
             self._queue.put(self._brain.handle(event, self._now()))
         except Exception:
-            # A defect costs one event, and a while until what is due is tried again; never the node.
+            # A defect costs one event, and a while until what is due is tried again; not the node.
             log.exception("a defect while handling %s", type(event).__name__)
             self._defect_until = time.monotonic() + DEFECT_SECONDS
         self._set_timer()
