@@ -14,7 +14,6 @@ from appliance.ledger.assigned import ADDRESS as FIXED_ADDRESS
 from appliance.ledger.assigned import closed_grants
 from appliance.operator.errors import OperatorError
 from appliance.operator.listing import NodeRow, node_rows, rows_here
-from appliance.operator.publisher import node_here
 from appliance.operator.resolve import find_node, find_revocable, names_of, revoked_reason
 from appliance.operator.shared import (
     epochs_words,
@@ -28,6 +27,7 @@ from appliance.operator.shared import (
 )
 from appliance.operator.sight import Sight
 from appliance.operator.statements import Desk
+from appliance.operator.ways import node_here
 from provisioning import operator_files as files
 from provisioning.keys import id_text
 from provisioning.membership import Member

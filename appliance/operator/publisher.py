@@ -11,15 +11,13 @@ import base64
 import binascii
 import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from appliance.ledger.entry import ENTRY_MAX
 from appliance.operator.errors import PublishError
-from provisioning.network import NetworkInfo
 
 # What one request may carry as JSON: the local API takes bodies of 64 KiB.
 BATCH_BYTES = 60_000
@@ -27,7 +25,6 @@ DUMP_TIMEOUT_SECONDS = 120.0
 _OVERHEAD = 4
 SELF = "self"
 SOCKET = Path("/run/skerry/api.sock")
-WAYS = "--via HOST (a node's address), --via ssh://USER@HOST, or --via SOCKET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,40 +170,3 @@ class LocalPublisher:
             return call(method, path, body, socket_path=self.path, timeout=DUMP_TIMEOUT_SECONDS)
         except ApiError as error:
             raise PublishError(str(error), hint=error.hint) from error
-
-
-def node_here(socket: Path | None = None) -> Path | None:
-    """Return the socket of the node on this machine, if one runs (or ran) here."""
-    path = socket or Path(os.environ.get("SKERRY_SOCKET", str(SOCKET)))
-    return path if path.exists() else None
-
-
-def choose(
-    via: str | None,
-    network: NetworkInfo,
-    *,
-    socket: Path | None = None,
-    visit: Callable[[str], Publisher] | None = None,
-) -> Publisher:
-    """Return the way that ``--via`` means, or the node on this machine. Raises PublishError.
-
-    ``visit`` makes a `Publisher` for HOST[:PORT]: it needs the root key.
-    """
-    if via is None:
-        path = node_here(socket)
-        if path is not None:
-            return LocalPublisher(path)
-        raise PublishError(
-            f"no node of network {network.name} runs on this machine, and none was named",
-            hint=f"say which to go through: {WAYS}",
-        )
-    if via.startswith("ssh://"):
-        from appliance.operator.ssh import SshPublisher
-
-        return SshPublisher.to(via)
-    if "://" in via or (visit is None and "/" not in via):
-        raise PublishError(f"{via!r} is no way to a node", hint=f"say {WAYS}")
-    if "/" in via:
-        return LocalPublisher(Path(via))
-    assert visit is not None  # noqa: S101 - else it was no way
-    return visit(via)

@@ -14,9 +14,10 @@ from typing import Any
 from appliance.ledger.assigned import read_id
 from appliance.operator.errors import OperatorError, PublishError
 from appliance.operator.outbox import load_outbox
-from appliance.operator.publisher import Fetched, LocalPublisher, Publisher, Result, choose
+from appliance.operator.publisher import Fetched, LocalPublisher, Publisher, Result
 from appliance.operator.rootkey import RootKey
 from appliance.operator.sight import Sight, last_seen, look
+from appliance.operator.ways import choose
 from appliance.operator.work import Report, Work, tell
 from provisioning import operator_commands
 from provisioning import operator_files as files

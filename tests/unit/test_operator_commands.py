@@ -15,9 +15,10 @@ from appliance.ledger import assigned
 from appliance.operator import publisher, shared
 from appliance.operator.errors import PublishError
 from appliance.operator.outbox import load_outbox
-from appliance.operator.publisher import BATCH_BYTES, LocalPublisher, choose
+from appliance.operator.publisher import BATCH_BYTES, LocalPublisher
 from appliance.operator.ssh import SshPublisher
 from appliance.operator.visit import Visit
+from appliance.operator.ways import choose
 from provisioning import operator_files
 from provisioning.operator_files import PassphraseCost, create_network
 from provisioning.operator_grants import GRANTS_FILE, load_grants
