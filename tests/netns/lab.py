@@ -423,7 +423,10 @@ class Lab:
         for number, lan in enumerate(lans):
             port = f"{namespace}p{number}"
             self.plug(namespace, port, f"eth{number}", lan, lan.router)
-        inside = run("ip", "netns", "exec", namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        inside = run(
+            *("ip", "netns", "exec", namespace, "sh", "-c"),
+            "echo 1 > /proc/sys/net/ipv4/ip_forward",
+        )
         assert not inside
         rules = "".join(
             f"ip saddr {lan.prefix}.0/24 ip daddr != {lan.prefix}.0/24 masquerade\n"
