@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.ledger.value_files import read_value_file
 from skerry.errors import UsageError
 from skerry.groups import group
 
@@ -282,7 +283,9 @@ def _read_value(text: str) -> bytes:
     if text == "-":
         value = sys.stdin.buffer.read(VALUE_MAX + 1)
     elif text.startswith("@"):
-        value = _read_file(Path(text[1:]))
+        value = read_value_file(
+            Path(text[1:]), VALUE_MAX, more="; a value that begins with @ comes by stdin: -"
+        )
     else:
         value = os.fsencode(text)
     if len(value) > VALUE_MAX:
@@ -291,20 +294,6 @@ def _read_value(text: str) -> bytes:
             hint="the ledger is for small things; leave large ones elsewhere and say where",
         )
     return value
-
-
-def _read_file(path: Path) -> bytes:
-    from provisioning.files import FileError, read_small
-
-    try:
-        return read_small(path.resolve(), VALUE_MAX)
-    except (OSError, ValueError, FileError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(
-            f"{str(path)[:200]!r} cannot be read as a value: {reason}",
-            hint=f"@FILE is a file of at most {VALUE_MAX} bytes; a value that begins with @ comes "
-            "by stdin: -",
-        ) from error
 
 
 def _lease_seconds(text: str) -> int:

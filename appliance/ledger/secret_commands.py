@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from appliance.ledger.value_files import read_value_file
 from skerry.errors import UsageError
 
 # Imports stay few: these commands start often, and slowly on small boards.
@@ -160,7 +161,7 @@ def _read_value(text: str) -> bytes:
     if text == "-":
         value = sys.stdin.buffer.read(VALUE_MAX + 1)
     elif text.startswith("@"):
-        value = _read_file(Path(text[1:]))
+        value = read_value_file(Path(text[1:]), VALUE_MAX)
     else:
         # Not even its beginning is repeated: it may be the secret.
         raise UsageError(
@@ -176,19 +177,6 @@ def _read_value(text: str) -> bytes:
             hint="keep a key in the secret, and what it opens elsewhere",
         )
     return value
-
-
-def _read_file(path: Path) -> bytes:
-    from provisioning.files import FileError, read_small
-
-    try:
-        return read_small(path.resolve(), VALUE_MAX)
-    except (OSError, ValueError, FileError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(
-            f"{str(path)[:200]!r} cannot be read as a value: {reason}",
-            hint=f"@FILE is a file of at most {VALUE_MAX} bytes",
-        ) from error
 
 
 def _print_json(document: Document) -> None:
