@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from image import wireguard_go
+from image.golang import go_command
 
 
 def test_the_tools_roots_go_works_on_our_module_from_wherever_it_is_called(
@@ -15,7 +16,8 @@ def test_the_tools_roots_go_works_on_our_module_from_wherever_it_is_called(
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda _name: None)
     monkeypatch.chdir(tmp_path)
-    command = [*wireguard_go._go(), "list", "-m", "-mod=readonly"]
+    program = wireguard_go.PROGRAM
+    command = go_command(["list", "-m", "-mod=readonly"], folder=program.folder)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"module {done.stdout.strip()}\n" in (wireguard_go.SOURCE / "go.mod").read_text()
+    assert f"module {done.stdout.strip()}\n" in (program.source / "go.mod").read_text()
