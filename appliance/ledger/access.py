@@ -26,6 +26,8 @@ from provisioning.names import is_name
 # What people and programs write; the other buckets are the nodes' own or the root key's. Secrets
 # have a way of their own (`vault`): a bare write there would take the place of a sealed value.
 OPEN = frozenset({"service", "cluster", "shared", "lease"})
+# Keys that begin with the writer's id.
+UNDER_OWN_ID = frozenset({Writers.OWNER, Writers.ROLE_OWNER})
 UNSTORED_MAX = 1024
 
 
@@ -247,7 +249,7 @@ class LedgerAccess:
     def _full_key(self, bucket: str, key: str) -> str:
         """Return the key with this node's id before it if the bucket wants one and it has none."""
         rule = check_bucket(bucket)
-        if rule.writers not in {Writers.OWNER, Writers.SELF} or read_id(key.partition("/")[0]):
+        if rule.writers not in UNDER_OWN_ID | {Writers.SELF} or read_id(key.partition("/")[0]):
             return key
         return f"{id_text(self._gossip.writer.owner)}/{key}"
 
@@ -263,7 +265,7 @@ class LedgerAccess:
                 else f"open to people and programs: {', '.join(sorted(OPEN))}",
             )
         own = id_text(self._gossip.writer.owner)
-        if rule.writers is Writers.OWNER and full.partition("/")[0] != own:
+        if rule.writers in UNDER_OWN_ID and full.partition("/")[0] != own:
             raise NotOpenError(
                 f"{bucket}/{key} is another member's place",
                 hint=f"this node writes under {own}/; a NAME alone is put there",

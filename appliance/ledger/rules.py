@@ -22,6 +22,7 @@ class Writers(Enum):
 
     OWNER = "a member, under its own node id"
     ROLE = "members whose grant has the role"
+    ROLE_OWNER = "members whose grant has the role, under their own node id"
     ANY = "any member"
     ROOT = "the network's root key"
     SELF = "a member or the root key, about itself"
@@ -91,10 +92,11 @@ _ROWS = (
     Bucket("service", Writers.OWNER, "services a node offers", 128, 64 * _KIB, 1024, HOUR_MS),
     Bucket(
         "cluster",
-        Writers.ROLE,
-        "what servers tell the cluster",
-        256,
-        256 * _KIB,
+        Writers.ROLE_OWNER,
+        "what a node says of its place in the cluster",
+        32,
+        32 * _KIB,
+        1024,
         roles=frozenset({"server", "auto"}),
     ),
     Bucket(

@@ -266,7 +266,7 @@ class Replica:
             member = self.directory.judge(entry)
             if member is None:
                 return Reason.UNKNOWN_OWNER
-            if rule.writers is Writers.ROLE and not rule.roles & member.roles:
+            if rule.roles and not rule.roles & member.roles:
                 return Reason.WRONG_WRITER
             key = member.node_key
         return None if entry.signed_by(key, self._network_id) else Reason.FORGED
@@ -359,7 +359,7 @@ def _may_own(entry: Entry, rule: Bucket, network_id: bytes) -> bool:
             return by_network
         case Writers.SELF:
             return entry.key == own and len(entry.value) == 8
-        case Writers.OWNER:
+        case Writers.OWNER | Writers.ROLE_OWNER:
             mine = entry.key == own or (entry.key.startswith(own + "/") and rule.entries > 1)
             return not by_network and mine
         case Writers.ROLE | Writers.ANY:

@@ -103,7 +103,8 @@ def forged(one: Entry) -> Entry:
         (entry(A, "witness", A.text + "x/y"), Reason.WRONG_WRITER),
         (entry(A, "assigned", A.text), Reason.WRONG_WRITER),
         (entry(A, "revoked", f"node/{B.text}"), Reason.WRONG_WRITER),
-        (entry(A, "cluster", "leader"), Reason.WRONG_WRITER),
+        (entry(A, "cluster", A.text + "/role"), Reason.WRONG_WRITER),
+        (entry(SERVER, "cluster", A.text + "/role"), Reason.WRONG_WRITER),
         (entry(A, FLOOR, B.text, bytes(8)), Reason.WRONG_WRITER),
         (entry(A, FLOOR, A.text, bytes(7)), Reason.WRONG_WRITER),
         (root_entry("shared", "k"), Reason.WRONG_WRITER),
@@ -146,8 +147,11 @@ def test_a_signature_of_another_kind_is_none() -> None:
 
 def test_a_role_opens_its_bucket() -> None:
     here = replica([A, SERVER])
-    assert reason(here, entry(SERVER, "cluster", "endpoint", b"x")) is None
-    assert reason(here, entry(A, "cluster", "endpoint", b"x", sequence=2)) is Reason.WRONG_WRITER
+    one, other = (
+        entry(who, "cluster", f"{who.text}/role", b"x", sequence=2) for who in (SERVER, A)
+    )
+    assert reason(here, one) is None
+    assert reason(here, other) is Reason.WRONG_WRITER
 
 
 def test_a_revoked_node_is_gone_with_all_it_wrote_and_stays_out() -> None:
