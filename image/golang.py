@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -44,7 +45,8 @@ class Program:
 
     ``folder``: the module, a folder of `image/`. ``package``: one of its packages (``./cmd/x``) or
     of its dependencies (a whole import path). ``name``: what the file is called. ``ldflags`` are
-    added to ours. ``test``: the package's test binary, as ``go test -c`` makes it.
+    added to ours. ``test``: the package's test binary, as ``go test -c`` makes it. ``additions``:
+    pairs of a module and a folder beside go.mod, whose files are new in that module for this build.
     """
 
     folder: str
@@ -53,6 +55,7 @@ class Program:
     tags: tuple[str, ...] = ()
     ldflags: tuple[str, ...] = ()
     test: bool = False
+    additions: tuple[tuple[str, str], ...] = ()
 
     @property
     def source(self) -> Path:
@@ -190,13 +193,16 @@ def _build(program: Program, architecture: str, toolchain: _Toolchain, finished:
 
     with tempfile.TemporaryDirectory(dir=finished.parent.parent) as scratch:
         made = Path(scratch) / program.name
+        source = program.source
+        if program.additions:
+            source = _with_additions(program, toolchain, Path(scratch))
         words = ["test", "-c"] if program.test else ["build", "-v"]
         words += [*_FLAGS, f"-ldflags={' '.join((*_LINK, *program.ldflags))}"]
         words += [f"-tags={','.join(program.tags)}"] if program.tags else []
         words += ["-o", str(made), program.package]
         run(
-            [*toolchain.command(program.source), *words],
-            cwd=program.source,
+            [*toolchain.command(source), *words],
+            cwd=source,
             environment=_environment(architecture),
             log=log,
             on_line=show,
@@ -205,6 +211,33 @@ def _build(program: Program, architecture: str, toolchain: _Toolchain, finished:
         made.chmod(0o755)
         finished.parent.mkdir(exist_ok=True)
         made.replace(finished)
+
+
+def _with_additions(program: Program, toolchain: _Toolchain, scratch: Path) -> Path:
+    """Return a copy of the program's module that takes copies of the modules with additions."""
+    main = scratch / "main"
+    shutil.copytree(program.source, main)
+    with (main / "go.mod").open("a") as file:
+        for number, (module, folder) in enumerate(program.additions):
+            # A relative path, always the same: it stands in the program's build information.
+            copy = main / f"with-additions-{number}"
+            fetch = [*toolchain.command(program.source), "mod", "download", "-json", module]
+            said = run(
+                fetch,
+                cwd=program.source,
+                environment=_environment(),
+                hint="the Go module proxy must be reachable the first time",
+            )
+            shutil.copytree(json.loads(said)["Dir"], copy)
+            for path in sorted((main / folder).rglob("*")):
+                if path.is_file():
+                    target = copy / path.relative_to(main / folder)
+                    if target.exists():
+                        raise BuildError(f"{path} would change a file of {module}")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, target)
+            file.write(f"\nreplace {module} => ./{copy.name}\n")
+    return main
 
 
 if __name__ == "__main__":

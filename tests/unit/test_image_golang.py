@@ -105,3 +105,24 @@ def test_no_go_that_is_new_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(BuildError, match=r"no Go of version 1\.26\.0") as caught:
         golang._toolchain((1, 26, 0))
     assert "1.26.0" in str(caught.value.hint)
+
+
+def test_additions_are_new_files_of_a_copy(
+    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "theirs.go").write_text("package other\n")
+    (module / "added").mkdir()
+    (module / "added" / "ours.go").write_text("package other\n")
+    monkeypatch.setattr(golang, "run", lambda *_, **__: f'{{"Dir": "{other}"}}')
+    program = replace(PROGRAM, additions=(("example.org/other", "added"),))
+    main = golang._with_additions(program, HOST, tmp_path / "scratch")
+    assert "replace example.org/other => ./with-additions-0" in (main / "go.mod").read_text()
+    found = {path.name for path in (main / "with-additions-0").iterdir()}
+    assert found == {"theirs.go", "ours.go"}
+    assert not (other / "ours.go").exists()
+
+    (module / "added" / "theirs.go").write_text("package changed\n")
+    with pytest.raises(BuildError, match=r"theirs\.go would change a file of example\.org/other"):
+        golang._with_additions(program, HOST, tmp_path / "again")

@@ -1,0 +1,9 @@
+//go:build tools
+
+// Package flannel pins what the image and the tests build from the modules of others.
+package flannel
+
+import (
+	_ "github.com/flannel-io/flannel"
+	_ "go.etcd.io/etcd/server/v3"
+)
