@@ -10,6 +10,7 @@ from appliance.store import Store
 from provisioning.identity import Identity
 
 if TYPE_CHECKING:
+    from appliance.api.cluster import ClusterView
     from appliance.api.route import Knowledge
     from appliance.control.views import LedgerView, NodeView
     from appliance.ledger.access import LedgerAccess
@@ -48,6 +49,9 @@ class OverlayEdge(Protocol):
 
     def names(self) -> Sequence[NodeName]:
         """Return what members are called, for the resolver."""
+
+    def cluster(self) -> ClusterView:
+        """Return the network as Kubernetes on this node needs it."""
 
     def knowledge(self) -> Knowledge:
         """Return what questions for a route are answered from."""

@@ -15,6 +15,7 @@ from contextlib import suppress
 from http import HTTPStatus
 
 from appliance import lifecycle, machine
+from appliance.api.cluster import cluster_routes
 from appliance.api.http import HttpError, Request
 from appliance.api.ledger import ledger_routes
 from appliance.api.node import node_routes
@@ -136,6 +137,7 @@ class Supervisor:
             **node_list_routes(lambda: self._overlay.nodes() if self._overlay else None),
             **ledger_routes(lambda: self._overlay.access if self._overlay else None),
             **secret_routes(lambda: self._overlay.vault if self._overlay else None),
+            **cluster_routes(lambda: self._overlay.cluster() if self._overlay else None),
             **route_routes(lambda: self._overlay.knowledge() if self._overlay else None),
         }
         return described(table)

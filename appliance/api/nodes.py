@@ -29,6 +29,7 @@ _NODE = {
         "issued": {"type": "integer", "description": "Unix seconds"},
         "founder": {"type": "boolean"},
         "refused": {"type": "string", "description": "why it is not let in; empty: it is in"},
+        "range": {"type": "string", "description": "its pods' IPv4 range; empty: none"},
     },
 }
 

@@ -21,13 +21,13 @@ from appliance.cluster.errors import ClusterError, RangesExhaustedError
 from appliance.ledger import claims
 from appliance.ledger.claims import RANGE_KIND, Claim, View
 from appliance.ledger.state import Replica
+from appliance.overlay.addresses import pods_prefix
 from appliance.problem import Problem
 from provisioning.settings import Settings
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _CLAIM_LABEL = b"skerry pod range v1"
-_ULA_LABEL = b"skerry pod ula v1"
 # Not for pods: the network's own address, the gateway, the broadcast address.
 _RESERVED = 3
 # The pods' /48, and behind it the 32 bits of the IPv4 range's first address.
@@ -162,15 +162,9 @@ def unpack(what: bytes) -> ipaddress.IPv4Network | None:
         return None
 
 
-def ipv6_pods(network_id: bytes) -> ipaddress.IPv6Network:
-    """Return the /48 of all pods; it has nothing in common with the nodes' (`ula_prefix`)."""
-    start = b"\xfd" + hashlib.sha256(_ULA_LABEL + network_id).digest()[:5]
-    return ipaddress.IPv6Network((start + bytes(10), 48))
-
-
 def ipv6_range(network_id: bytes, ipv4: ipaddress.IPv4Network) -> ipaddress.IPv6Network:
     """Return the /80 that belongs to an IPv4 range: disjoint ones have disjoint ones."""
-    prefix = ipv6_pods(network_id).network_address.packed[:6]
+    prefix = pods_prefix(network_id).network_address.packed[:6]
     return ipaddress.IPv6Network((prefix + ipv4.network_address.packed + bytes(6), _IPV6_BITS))
 
 
@@ -205,11 +199,13 @@ def ranges(
     plan: RangePlan,
     members: Collection[bytes],
     *,
+    carries: bool = True,
     recorded: ipaddress.IPv4Network | None = None,
 ) -> Ranges:
     """Return who has which range, and what this node has to claim for its own.
 
-    Claims of nodes that are not in ``members`` count for nothing: a removed node's range is free.
+    ``members``: the nodes that may carry pods. Claims of others count for nothing: a removed
+    node's range is free. ``carries``: this node wants a range of its own, now.
     A node that has no claim yet goes for the range that Kubernetes has ``recorded`` for it
     (`recorded.Reconciled.adopt`), if it is free.
     """
@@ -217,6 +213,8 @@ def ranges(
     fixed = {node: one for node, one in view.fixed.items() if node in members or node == own}
     view = View(inside, view.sightings, fixed)
     others = _held(own, view, plan)
+    if not carries:
+        return Ranges(None, others)
     try:
         decision = claims.settle(own, view, plan)
     except RangesExhaustedError as error:

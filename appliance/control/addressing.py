@@ -1,4 +1,4 @@
-"""This node's overlay address, and what it writes down of the claims of others.
+"""This node's overlay address, and what it writes down of others' claims of any kind.
 
 The rules are `appliance.ledger.claims`; here they become entries to write. Nothing is remembered
 but when a claim was seen first: the rest follows from the ledger each time.
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from appliance.ledger import claims
-from appliance.ledger.claims import ADDRESS_KIND, GRANT_KIND, WITNESSES, Claim, View
+from appliance.ledger.claims import GRANT_KIND, WITNESSES, Claim, View
 from appliance.ledger.rules import ADDRESS, WITNESS
 from appliance.ledger.state import Replica
 from appliance.ledger.timekeeper import Quality
@@ -88,7 +88,7 @@ def _held(view: View, own: bytes) -> dict[bytes, ipaddress.IPv4Address]:
 
 @dataclass(slots=True)
 class Witness:
-    """What this node writes down of others' claims: of addresses, and of places under a grant."""
+    """What this node writes down of others' claims, and of places under a grant."""
 
     own: bytes
     _since: dict[tuple[str, bytes, bytes], float] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Witness:
     def writes(
         self,
         replica: Replica,
-        addresses: View,
+        views: Mapping[str, View],
         newcomers: Collection[Member],
         alive: Collection[bytes],
         *,
@@ -108,11 +108,12 @@ class Witness:
     ) -> list[Write]:
         """Return what to write now; ``due`` is then when to ask again (None: when things change).
 
-        ``newcomers`` are members whose grant is open.
+        ``views``: by kind, what those who are in claim. ``newcomers`` are members whose grant is
+        open.
         """
         said = claims.said_of(replica)
         grants = {one.node_id: Claim(one.node_id, one.grant_id) for one in newcomers}
-        wanted = [(ADDRESS_KIND, one, addresses) for one in addresses.claims.values()]
+        wanted = [(kind, one, view) for kind, view in views.items() for one in view.claims.values()]
         wanted += [(GRANT_KIND, one, View({})) for one in grants.values()]
         known, out = {}, []
         self.due = None

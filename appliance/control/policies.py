@@ -13,14 +13,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-import msgspec
-
 from appliance.control import keyring
-from appliance.control.addressing import Places, Witness, Write, places
+from appliance.control.addressing import Places, Witness, Write
 from appliance.control.admission import Newcomer, Standing, standing
+from appliance.control.endpoints import (
+    NODE,
+    SUFFIX,
+    endpoints_key,
+    endpoints_value,
+    read_endpoints,
+)
+from appliance.control.holdings import Holdings, Moved
 from appliance.ledger import epochs, gossip
 from appliance.ledger.assigned import names
-from appliance.ledger.claims import View, address_view
+from appliance.ledger.claims import ADDRESS_KIND, View
 from appliance.ledger.entry import Entry, read_entry
 from appliance.ledger.errors import EntryError, WriteError
 from appliance.ledger.rules import (
@@ -29,6 +35,7 @@ from appliance.ledger.rules import (
     BUCKETS,
     EPOCH,
     MEMBER,
+    RANGE,
     REVOKED,
     WITNESS,
 )
@@ -38,29 +45,24 @@ from appliance.overlay import events
 from appliance.overlay.admission import Denied
 from appliance.overlay.clock import Now
 from appliance.overlay.core import Core
-from appliance.overlay.endpoint import Endpoint, PackedEndpoint, is_candidate, unpack_endpoint
-from appliance.overlay.errors import WireError
+from appliance.overlay.endpoint import Endpoint, is_candidate
 from appliance.overlay.peers import Peer
 from appliance.overlay.visitors import is_visitor
 from appliance.problem import Problem
-from provisioning import codec
-from provisioning.errors import FormatError
 from provisioning.identity import Identity
 from provisioning.keys import id_text
 from provisioning.membership import Member
 
-NODE = "node"
 INFORMED_KEY = "control/informed"
 SETTLE_SECONDS = 0.05
 SETTLE_PER_MEMBER = 0.0002
-ENDPOINTS_MAX = 8
 ENDPOINTS_SECONDS = 8 * 3600.0
 # A member that the ledger names is looked for only if it was not found otherwise by then.
 LEAD_SECONDS = 4.0
 STANDING_SECONDS = 5.0
 RETRY_SECONDS = 5.0
 AHEAD_MS = 60_000
-_MATTERS = frozenset({MEMBER, REVOKED, ADDRESS, WITNESS, ASSIGNED, EPOCH})
+_MATTERS = frozenset({MEMBER, REVOKED, ADDRESS, RANGE, WITNESS, ASSIGNED, EPOCH})
 # Of these, what bears on who is in.
 _STANDING = frozenset({MEMBER, REVOKED, WITNESS, ASSIGNED})
 
@@ -81,7 +83,7 @@ class Policies:
     ) -> None:
         """``informed``: an earlier run knew whom to let in, and kept `INFORMED_KEY`."""
         self.secrets = secrets
-        self.places = Places(None, {})
+        self.holdings = Holdings(identity, vpn=core.config.vpn)
         # The monotonic time of what is under way; the plane keeps it right.
         self.mono = 0.0
         self._identity = identity
@@ -91,7 +93,6 @@ class Policies:
         self._replica = ledger.replica
         self._core = core
         self._witness = Witness(identity.node_id)
-        self._addresses = View({})
         self._newcomer = Newcomer(informed=informed)
         self._standing: Standing | None = None
         self._standing_until = 0.0
@@ -121,10 +122,13 @@ class Policies:
         self.mono = self._due = now.mono
         self._meet(now.mono)
         self._new_secrets()
+        own = self._identity.node_id
+        self.holdings.begin(
+            now.mono, known=self._replica.slot(MEMBER, id_text(own), own) is not None
+        )
         # With what was known before: a restart takes no address away, not for a moment.
-        if self._config.vpn:
-            for _ in self._settle_addresses(now, write=False):
-                pass
+        for _ in self._settle_holdings(now, write=False):
+            pass
 
     def changed(self, entry: Entry) -> None:
         """Take note of a change in the ledger."""
@@ -134,8 +138,8 @@ class Policies:
                 self._standing = None
             if self._due is None:
                 self._due = self.mono + self._settle_seconds()
-        elif entry.bucket == NODE and entry.key.endswith("/endpoints"):
-            self._moved[entry.owner] = _endpoints(entry.value)
+        elif entry.bucket == NODE and entry.key.endswith(SUFFIX):
+            self._moved[entry.owner] = read_endpoints(entry.value)
 
     def liveness_changed(self) -> None:
         """Others may have to bear witness now."""
@@ -153,14 +157,15 @@ class Policies:
 
     def next_timer(self) -> float | None:
         """Return when `decide` has something to do."""
-        maybe = self._due, self._witness.due, self._endpoints_due, self._newcomer.due()
+        told = self._endpoints_due, self._newcomer.due(), self.holdings.due
+        maybe = self._due, self._witness.due, *told
         return min((one for one in maybe if one is not None), default=None)
 
     def problems(self) -> tuple[Problem, ...]:
         """Return what is wrong that a person should know."""
         own = self._identity.member()
         denied = self._where_all_stand().excess.get(own.node_id)
-        found = [self.places.problem, *list(self._refused_writes.values())[:1]]
+        found = [self.holdings.places.problem, *list(self._refused_writes.values())[:1]]
         if self._replica.directory.is_revoked(own):
             found.append(
                 Problem(
@@ -195,6 +200,11 @@ class Policies:
             return self.places.own
         return self.places.others.get(node_id)
 
+    @property
+    def places(self) -> Places:
+        """Who has which overlay address."""
+        return self.holdings.places
+
     def standing(self) -> Standing:
         """Return who is in, as it is now."""
         return self._where_all_stand()
@@ -216,7 +226,7 @@ class Policies:
     @property
     def claims(self) -> View:
         """The claims of addresses in the ledger."""
-        return self._addresses
+        return self.holdings.views[ADDRESS_KIND]
 
     # Epochs
 
@@ -296,6 +306,10 @@ class Policies:
             informed = self._newcomer.due()
             if informed is not None and informed <= now.mono:
                 yield from self._judge_those_met(now)
+        if self.holdings.due is not None:
+            contact = any(one.up for one in self._members_met().values())
+            if self.holdings.hear(now.mono, contact=contact):
+                self._due = now.mono
         if REVOKED in self._dirty:
             yield from self._expel(now)
         if self._moved:
@@ -325,40 +339,34 @@ class Policies:
         self._names = names(self._replica, now_ms)
         yield from self._tell_certificate(now)
         yield from self._expel(now)
-        if self._config.vpn:
-            yield from self._settle_addresses(now)
+        yield from self._settle_holdings(now)
         yield from self._bear_witness(now)
 
-    def _settle_addresses(self, now: Now, *, write: bool = True) -> Iterator[Step]:
-        host_range = self._config.host_range
-        self._addresses = address_view(self._replica, host_range, self._now_ms(now.mono))
-        own = self._identity.node_id
-        found = places(own, self._addresses, host_range, self._inside())
-        if found.write is not None and write:
-            yield from self._put(found.write, now)
-        before, self.places = self.places, found
-        if found.moved_for is not None and before.own not in {None, found.own}:
-            yield self._told_move(found.moved_for, before.own, found.own)
-        yield from self._core.set_addresses(found.own, found.others, now)
+    def _settle_holdings(self, now: Now, *, write: bool = True) -> Iterator[Step]:
+        holdings, now_ms = self.holdings, self._now_ms(now.mono)
+        for one in holdings.settle(self._replica, self.members(), now_ms=now_ms, mono=now.mono):
+            match one:
+                case Moved():
+                    yield self._told_move(one)
+                case Write() if write:
+                    yield from self._put(one, now)
+        if self._config.vpn:
+            found, own = holdings.places, self._identity.node_id
+            networks = {**holdings.networks, own: holdings.own_networks}
+            yield from self._core.set_addresses(found.own, found.others, now, networks=networks)
 
-    def _told_move(
-        self,
-        winner: bytes,
-        old: ipaddress.IPv4Address | None,
-        new: ipaddress.IPv4Address | None,
-    ) -> events.Log:
-        member = self._replica.directory.member(winner)
-        name = self.name_of(member) if member else id_text(winner)
-        message = f"{name} holds {old}, this node moves to {new}"
-        fields = {"event": "address-moved", "peer": id_text(winner), "peer_name": name}
-        return events.Log(logging.WARNING, message, fields)
+    def _told_move(self, moved: Moved) -> events.Log:
+        member = self._replica.directory.member(moved.winner)
+        name = self.name_of(member) if member else id_text(moved.winner)
+        fields = {"event": moved.event, "peer": id_text(moved.winner), "peer_name": name}
+        return events.Log(logging.WARNING, f"{name} holds {moved.what}", fields)
 
     def _bear_witness(self, now: Now) -> Iterator[Step]:
         inside = self._inside()
         standing_now = self._where_all_stand()
         writes = self._witness.writes(
             self._replica,
-            View({node: one for node, one in self._addresses.claims.items() if node in inside}),
+            self.holdings.claims(inside),
             [one for one in self._replica.directory if standing_now.is_open(one)]
             if self._newcomer.informed
             else [],
@@ -413,16 +421,15 @@ class Policies:
 
     def _tell_endpoints(self, now: Now) -> Iterator[Step]:
         self._endpoints_due = now.mono + ENDPOINTS_SECONDS
-        packed = tuple(
-            Endpoint(host, self._config.port).pack()
+        here = [
+            Endpoint(host, self._config.port)
             for host in self._hosts
             if is_candidate(host, own=(), refused=self._config.refused)
-        )
-        if packed:
-            key = f"{id_text(self._identity.node_id)}/endpoints"
-            value = codec.encode(packed[:ENDPOINTS_MAX])
-            lease = BUCKETS[NODE].lease_max_ms
-            yield from self._put(Write(NODE, key, value), now, lease)
+        ]
+        if here:
+            key = endpoints_key(self._identity.node_id)
+            write = Write(NODE, key, endpoints_value(here))
+            yield from self._put(write, now, BUCKETS[NODE].lease_max_ms)
 
     def _follow_endpoints(self, now: Now) -> Iterator[Step]:
         """Look for members where the ledger says they are, unless they are found already."""
@@ -473,11 +480,3 @@ class Policies:
 
     def _now_ms(self, mono: float) -> int:
         return self._ledger.timekeeper.now_ms(mono)
-
-
-def _endpoints(value: bytes) -> tuple[Endpoint, ...]:
-    try:
-        packed = codec.decode(value, tuple[PackedEndpoint, ...], limit=2048)
-        return tuple(unpack_endpoint(one) for one in packed[:ENDPOINTS_MAX])
-    except (FormatError, WireError, msgspec.MsgspecError):
-        return ()

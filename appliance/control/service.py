@@ -22,9 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from appliance.api.cluster import ClusterView
 from appliance.api.route import Knowledge
 from appliance.clock import SystemClock, ask, time_to_ask
 from appliance.control.actions import LedgerChanged
+from appliance.control.cluster_view import cluster_view
 from appliance.control.plane import Action, ControlPlane, Kept
 from appliance.control.views import (
     LedgerView,
@@ -178,6 +180,10 @@ class Control:
     def names(self) -> tuple[NodeName, ...]:
         """Return what members are called, for the resolver."""
         return names_view(self.plane, time.monotonic())
+
+    def cluster(self) -> ClusterView:
+        """Return the network as Kubernetes on this node needs it."""
+        return cluster_view(self.plane, self.snapshot(), time.monotonic())
 
     def knowledge(self) -> Knowledge:
         """Return what questions for a route are answered from."""

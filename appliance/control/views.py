@@ -20,6 +20,7 @@ class NodeView:
     """A member. ``state``: ``self``, ``up`` (answers us), ``alive`` (answers others), ``down``.
 
     ``refused``: why it is not let in although its certificate is good; empty: it is in.
+    ``range``: its IPv4 pod range; empty: none.
     """
 
     node_id: str
@@ -32,6 +33,7 @@ class NodeView:
     issued: int
     founder: bool
     refused: str = ""
+    range: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,12 @@ def nodes_view(plane: ControlPlane, mono: float) -> tuple[NodeView, ...]:
         ipv6 = str(ula_address(plane.identity.network.network_id, member.node_key))
         ipv4 = plane.policies.address_of(member.node_id)
         denied = standing.judge(member)
+        held = plane.policies.holdings.range_of(member.node_id)
         found.append(
             NodeView(
                 node_id=member.id_text,
                 name=plane.policies.name_of(member),
-                state=_state(plane, member.node_id),
+                state=state_of(plane, member.node_id),
                 addresses=(str(ipv4), ipv6) if ipv4 else (ipv6,),
                 roles=tuple(sorted(member.roles)),
                 labels=labels_of(member, given),
@@ -72,6 +75,7 @@ def nodes_view(plane: ControlPlane, mono: float) -> tuple[NodeView, ...]:
                 issued=member.issued,
                 founder=member.founder,
                 refused=denied.detail if denied else "",
+                range=str(held.ipv4) if held else "",
             )
         )
     return tuple(sorted(found, key=lambda one: (one.name, one.node_id)))
@@ -126,7 +130,8 @@ def visitors_of(plane: ControlPlane) -> frozenset[bytes]:
     return frozenset(node for node, peer in plane.peers.items() if is_visitor(peer.member.labels))
 
 
-def _state(plane: ControlPlane, node_id: bytes) -> str:
+def state_of(plane: ControlPlane, node_id: bytes) -> str:
+    """Return a member's state, as `NodeView` has it."""
     if node_id == plane.identity.node_id:
         return "self"
     peer = plane.peers.get(node_id)

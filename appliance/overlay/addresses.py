@@ -18,6 +18,7 @@ from appliance.overlay.errors import OverlayError
 # The highest attempt that a node may claim by.
 ATTEMPT_MAX = 2**24
 _ULA_LABEL = b"skerry ula v1"
+_PODS_LABEL = b"skerry pod ula v1"
 _CLAIM_LABEL = b"skerry ipv4 v1"
 # Not given away: the network's own address, a gateway's usual place, the broadcast address.
 _RESERVED = 3
@@ -30,6 +31,12 @@ class AddressesExhaustedError(OverlayError):
 def ula_prefix(network_id: bytes) -> ipaddress.IPv6Network:
     """Return the network's /48."""
     start = b"\xfd" + hashlib.sha256(_ULA_LABEL + network_id).digest()[:5]
+    return ipaddress.IPv6Network((start + bytes(10), 48))
+
+
+def pods_prefix(network_id: bytes) -> ipaddress.IPv6Network:
+    """Return the /48 of all pods; it has nothing in common with the nodes'."""
+    start = b"\xfd" + hashlib.sha256(_PODS_LABEL + network_id).digest()[:5]
     return ipaddress.IPv6Network((start + bytes(10), 48))
 
 

@@ -70,8 +70,17 @@ def refused_ranges(identity: Identity) -> tuple[IPNetwork, ...]:
     return (
         ipaddress.IPv4Network(settings.host_range),
         addresses.ula_prefix(identity.network.network_id),
-        ipaddress.IPv4Network(settings.pod_cidr),
+        *pod_ranges(identity),
         ipaddress.IPv4Network(settings.service_cidr),
+    )
+
+
+def pod_ranges(identity: Identity) -> tuple[IPNetwork, ...]:
+    """Return the ranges of all pods: what is not behind this node itself is behind another."""
+    network = identity.network
+    return (
+        ipaddress.IPv4Network(network.settings.pod_cidr),
+        addresses.pods_prefix(network.network_id),
     )
 
 

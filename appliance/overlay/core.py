@@ -11,6 +11,7 @@ import ipaddress
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from appliance.ledger.timekeeper import Reading
 from appliance.overlay import addresses, events, wire
@@ -227,9 +228,15 @@ class Core:
         own: ipaddress.IPv4Address | None,
         others: Mapping[bytes, ipaddress.IPv4Address],
         now: Now,
+        *,
+        networks: Mapping[bytes, tuple[str, ...]] = MappingProxyType({}),
     ) -> Actions:
-        """Assign the overlay's IPv4 addresses; before `start`: what to begin with."""
-        changed = self._plan.assign(own, others)
+        """Assign the overlay's IPv4 addresses; before `start`: what to begin with.
+
+        ``networks``: what is behind each node, this one too.
+        """
+        own_networks = networks.get(self.identity.node_id, ())
+        changed = self._plan.assign(own, others, own_networks, networks)
         if not self._started:
             return []
         actions: Actions = [self._plan.own()] if changed else []

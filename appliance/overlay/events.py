@@ -114,10 +114,14 @@ class KeepOnlyPeers:
 
 @dataclass(frozen=True, slots=True)
 class SetAddresses:
-    """Make the interface's addresses be these."""
+    """Make the interface's addresses be these.
+
+    ``networks``: behind this node itself, so that nothing for them goes into the tunnel.
+    """
 
     ipv4: ipaddress.IPv4Address | None
     ipv6: ipaddress.IPv6Address
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

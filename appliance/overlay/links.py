@@ -28,20 +28,28 @@ _IFA_F_TEMPORARY = 0x01
 _READ_MAX = 65536
 SETTLE_SECONDS = 0.3
 _POINT_TO_POINT = 31
+# Marks our routes beside those of others (rtnetlink(7), rtm_protocol: above 4 is free for users).
+ROUTE_PROTOCOL = 83
+_RTN_UNREACHABLE = 7
+# After every route that anybody sets without thinking of metrics.
+_LAST_METRIC = 0x7FFFFFFF
+# The bridge of the node's pods: no way to another member, whatever the patterns say.
+_PODS = "skerry-pods*"
 
 
 @dataclass(frozen=True, slots=True)
 class UplinkAddress:
-    """An address of an uplink."""
+    """An address of an uplink; ``mtu`` is the interface's."""
 
     interface: str
     host: str
     prefix: int
+    mtu: int = 1500
 
 
 def is_uplink(name: str, patterns: tuple[str, ...] | None, *, own: str) -> bool:
     """Say whether members may be looked for on an interface."""
-    if name == own:
+    if name == own or fnmatchcase(name, _PODS):
         return False
     if patterns is not None:
         return any(fnmatchcase(name, one) for one in patterns)
@@ -63,13 +71,13 @@ def uplink_addresses(patterns: tuple[str, ...] | None, *, own: str) -> tuple[Upl
     """Return the usable addresses of the uplinks that are up, IPv4 first."""
     with IPRoute() as netlink:
         links = {
-            link["index"]: str(link.get("ifname"))
+            link["index"]: (str(link.get("ifname")), int(link.get("mtu") or 1500))
             for link in netlink.link("dump")
             if link["flags"] & _IFF_UP
         }
         found = []
         for one in netlink.addr("dump"):
-            name = links.get(one["index"])
+            name, mtu = links.get(one["index"], (None, 0))
             host = one.get("local") or one.get("address")
             flags = one.get("flags") or 0
             if name is None or host is None or not is_uplink(name, patterns, own=own):
@@ -79,7 +87,7 @@ def uplink_addresses(patterns: tuple[str, ...] | None, *, own: str) -> tuple[Upl
                 address.is_link_local or flags & (_IFA_F_UNUSABLE | _IFA_F_TEMPORARY)
             ):
                 continue
-            found.append(UplinkAddress(name, str(address), one["prefixlen"]))
+            found.append(UplinkAddress(name, str(address), one["prefixlen"], mtu))
     return tuple(sorted(found, key=lambda one: (":" in one.host, one.interface, one.host)))
 
 
@@ -138,6 +146,41 @@ def set_addresses(
             f"the addresses of {interface} can't be set: {error}",
             hint="does the network's host_range clash with a route of this machine? `ip route`",
         ) from error
+
+
+def refuse_locally(networks: Iterable[IPNetwork]) -> None:
+    """Let nothing for these leave the machine unless something here takes it. Raises OverlayError.
+
+    They are this node's own, inside ranges that lead into the tunnel: without the bridge of its
+    pods, a packet for one of them would be sent back to where it came from. The bridge's own route
+    comes before these. Routes of earlier networks are taken away.
+    """
+    wanted = {str(one): one for one in networks}
+    try:
+        with IPRoute() as netlink:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                for one in netlink.get_routes(family=family):
+                    ours = one["proto"] == ROUTE_PROTOCOL and one["type"] == _RTN_UNREACHABLE
+                    text = f"{one.get('dst')}/{one['dst_len']}"
+                    if ours and wanted.pop(text, None) is None:
+                        _refusal(netlink, "del", ipaddress.ip_network(text))
+            for network in wanted.values():
+                _refusal(netlink, "replace", network)
+    except NetlinkError as error:
+        raise OverlayError(
+            f"the routes of this node's pods can't be set: {error}", hint="`ip route` shows them"
+        ) from error
+
+
+def _refusal(netlink: IPRoute, command: str, network: IPNetwork) -> None:
+    netlink.route(
+        command,
+        dst=str(network),
+        type="unreachable",
+        proto=ROUTE_PROTOCOL,
+        priority=_LAST_METRIC,
+        family=_family(network),
+    )
 
 
 def open_monitor() -> socket.socket:

@@ -58,7 +58,7 @@ class Peer:
     up: bool = False
     rtt: float | None = None
     allowed: tuple[str, ...] = ()
-    # Further networks behind it.
+    # The networks of its pods.
     prefixes: tuple[str, ...] = ()
     # The latest epoch in which it is known to speak; -1: not known.
     epoch: int = -1

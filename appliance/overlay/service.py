@@ -23,9 +23,9 @@ from typing import TypeVar
 
 from appliance.overlay import addresses, conntrack, events, links
 from appliance.overlay.action_queue import ActionQueue
-from appliance.overlay.brain import Brain, refused_ranges
+from appliance.overlay.brain import Brain, pod_ranges, refused_ranges
 from appliance.overlay.clock import Now
-from appliance.overlay.config import FWMARK, OverlayConfig
+from appliance.overlay.config import FWMARK, MTU, OverlayConfig
 from appliance.overlay.control_socket import ControlSocket, open_plain, open_raw
 from appliance.overlay.endpoint import Endpoint, parse_endpoint
 from appliance.overlay.errors import OverlayError
@@ -75,6 +75,7 @@ class Overlay:
         self._vpn = settings.vpn
         self._host_range = ipaddress.IPv4Network(settings.host_range)
         self._ula = addresses.ula_prefix(identity.network.network_id)
+        self._pod_ranges = pod_ranges(identity)
         self._refused = refused_ranges(identity)
         self._brain = brain
         self._perform_other = perform_other
@@ -168,6 +169,7 @@ class Overlay:
         # WireGuard stamps its handshakes by the machine's clock, whatever the network's time is.
         brain, unix = self._brain, time.time()
         own = [str(brain.ipv4)] if brain.ipv4 else []
+        uplink = self._uplinks[0] if self._uplinks else None
         return OverlayStatus(
             interface=self._config.interface if self._vpn else "",
             mode=self._table.wireguard.mode if self._table else "off",
@@ -176,6 +178,8 @@ class Overlay:
             peers=tuple(peer_status(peer, unix) for peer in brain.peers.values()),
             refusals=tuple(brain.refusals),
             problems=self._problems(),
+            uplink=uplink.interface if uplink else "",
+            mtu=MTU if self._vpn or uplink is None else uplink.mtu,
         )
 
     # Events and actions
@@ -331,9 +335,11 @@ class Overlay:
                 self._feed(_stats(found))
             case events.FlushConntrack(prefixes):
                 await self._blocking(partial(conntrack.flush, prefixes))
-            case events.SetAddresses(ipv4, ipv6):
+            case events.SetAddresses(ipv4, ipv6, networks):
                 own = (ipv6,) if ipv4 is None else (ipv4, ipv6)
-                ranges = (self._host_range, self._ula)
+                ranges = (self._host_range, self._ula, *self._pod_ranges)
+                here = tuple(ipaddress.ip_network(one) for one in networks)
+                await self._blocking(partial(links.refuse_locally, here))
                 await self._blocking(
                     partial(links.set_addresses, self._config.interface, own, ranges)
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from appliance.overlay.config import MTU
 from appliance.overlay.peers import Peer
 from appliance.overlay.refusals import Refusal
 from appliance.problem import Problem
@@ -25,7 +26,10 @@ class PeerStatus:
 
 @dataclass(frozen=True, slots=True)
 class OverlayStatus:
-    """The overlay as it is now; ``mode`` is ``kernel``, ``userspace`` or ``off``."""
+    """The overlay as it is now; ``mode`` is ``kernel``, ``userspace`` or ``off``.
+
+    ``uplink``: the first interface that leads to members; ``mtu``: of what carries pods' packets.
+    """
 
     interface: str
     mode: str
@@ -34,6 +38,8 @@ class OverlayStatus:
     peers: tuple[PeerStatus, ...]
     refusals: tuple[Refusal, ...]
     problems: tuple[Problem, ...]
+    uplink: str = ""
+    mtu: int = MTU
 
 
 def peer_status(peer: Peer, unix: float) -> PeerStatus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from appliance.api.cluster import ClusterView
 from appliance.api.route import Knowledge
 from appliance.config import SupervisorConfig
 from appliance.control.views import LedgerView, NodeView
@@ -57,6 +58,9 @@ class FakeOverlay:
 
     def nodes(self) -> tuple[NodeView, ...]:
         return ()
+
+    def cluster(self) -> ClusterView:
+        raise AssertionError("nobody asks this overlay for the cluster")
 
     def knowledge(self) -> Knowledge:
         raise AssertionError("nobody asks this overlay for a route")

@@ -21,11 +21,12 @@ from appliance.cluster.conflist import (
     read_conflist,
 )
 from appliance.cluster.errors import ConflistError
-from appliance.cluster.ranges import Network, RangePlan, ipv6_pods
+from appliance.cluster.ranges import Network, RangePlan
+from appliance.overlay.addresses import pods_prefix
 
 PLAN = RangePlan(b"skerry network 1", ipaddress.IPv4Network("10.244.0.0/16"), 8)
 PODS = PLAN.pod_range(PLAN.numbered(7))
-DIRECT = (PLAN.pod_cidr, ipaddress.IPv4Network("10.10.0.0/16"), ipv6_pods(PLAN.network_id))
+DIRECT = (PLAN.pod_cidr, ipaddress.IPv4Network("10.10.0.0/16"), pods_prefix(PLAN.network_id))
 USUAL = pod_network(PODS, 1280, DIRECT)
 TEXT = conflist_text(USUAL)
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from appliance.cluster.errors import ClusterError, RangesExhaustedError
 from appliance.cluster.ranges import (
     RangePlan,
-    ipv6_pods,
     ipv6_range,
     pack,
     plan_for,
@@ -34,7 +33,7 @@ from appliance.ledger.claims import (
 )
 from appliance.ledger.entry import Entry
 from appliance.ledger.timekeeper import Quality
-from appliance.overlay.addresses import ula_prefix
+from appliance.overlay.addresses import pods_prefix, ula_prefix
 from provisioning.settings import Settings
 from tests.fakes.ledger import NOW, Node, entry, network, node, replica, revocation, root_entry
 
@@ -134,7 +133,7 @@ def test_ipv6_ranges_are_disjoint_and_apart_from_the_nodes(numbers: set[int], bi
     found = [plan.pod_range(plan.numbered(one % plan.places)).ipv6 for one in numbers]
     for one in set(found):
         assert one.prefixlen == 80
-        assert one.subnet_of(ipv6_pods(NETWORK_ID))
+        assert one.subnet_of(pods_prefix(NETWORK_ID))
         assert not one.overlaps(ula_prefix(NETWORK_ID))
         assert not any(one.overlaps(other) for other in set(found) - {one})
     assert len(set(found)) == len({one % plan.places for one in numbers})
