@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from appliance.api.http import HttpError, Request
@@ -35,7 +35,8 @@ class ClusterSettings:
 class MemberView:
     """A member that is in, this node too; ``state`` as in ``/v1/nodes``.
 
-    ``range`` is what others hold by the ledger. ``fixed``: the operator said so.
+    ``range`` is what others hold by the ledger. ``fixed``: the operator said so. ``labels`` are its
+    grant's.
     """
 
     node_id: str
@@ -46,6 +47,7 @@ class MemberView:
     founder: bool
     range: RangeView | None
     fixed: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ _MEMBER = {
     "founder": {"type": "boolean"},
     "range": _RANGE,
     "fixed": {"type": "boolean", "description": "the operator fixed its range"},
+    "labels": {"type": "object", "description": "its grant's"},
 }
 _SETTINGS = {
     "host_range": {"type": "string"},

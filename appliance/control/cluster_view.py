@@ -64,6 +64,7 @@ def _member(plane: ControlPlane, member: Member, mono: float) -> MemberView:
         founder=member.founder,
         range=_range(held),
         fixed=held is not None and node_id in holdings.views[RANGE_KIND].fixed,
+        labels=dict(member.labels),
     )
 
 
