@@ -1,31 +1,38 @@
 """``GET /v1/route?address=``: who owns an address, by which entries, and how it is reached.
 
-A pure answer from what the node knows: `route`. Overlay addresses of nodes are answered for; those
-of pods and services are told as such, until there is a network of pods.
+A pure answer from what the node knows: `route`. A pod's address is the node's that holds its range;
+addresses of services are told as such.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
 from appliance.api.http import HttpError, Request
 from appliance.api.router import Answer, Parameter, Route
+from appliance.cluster.ranges import carries_pods, plan_for, unpack
 from appliance.ledger import claims
-from appliance.ledger.assigned import ADDRESS as FIXED_ADDRESS
 from appliance.ledger.assigned import node_key, read_id
-from appliance.ledger.claims import ADDRESS_KIND, WITNESSES, Claim, View, witness_key
+from appliance.ledger.claims import (
+    ADDRESS_KIND,
+    RANGE_KIND,
+    WITNESSES,
+    Claim,
+    View,
+    witness_key,
+)
 from appliance.ledger.entry import Entry
 from appliance.ledger.hlc import ms_of
-from appliance.ledger.rules import ADDRESS, ASSIGNED, MEMBER, WITNESS
+from appliance.ledger.rules import ASSIGNED, MEMBER, WITNESS
 from appliance.ledger.state import Replica
 from appliance.ledger.timekeeper import Quality
 from appliance.names.ranges import DOMAIN
 from appliance.names.zone import NodeName
-from appliance.overlay.addresses import ula_address, ula_prefix
+from appliance.overlay.addresses import pods_prefix, ula_address, ula_prefix
 from appliance.overlay.status import OverlayStatus, PeerStatus
 from provisioning import codec
 from provisioning.errors import FormatError
@@ -46,12 +53,13 @@ class Knowledge:
     """What a node answers from.
 
     ``members``: ids of those who are in, this node too; ``names``: what they are called and their
-    addresses (`control.views.names_view`); ``view``: the claims (`claims.address_view`).
+    addresses (`control.views.names_view`); ``views``: the claims of addresses and of pod ranges,
+    by kind (`claims.view_of`).
     """
 
     own: bytes
     replica: Replica
-    view: View
+    views: Mapping[str, View]
     members: Collection[bytes]
     names: Sequence[NodeName]
     overlay: OverlayStatus
@@ -118,7 +126,8 @@ class RouteView:
     """The answer. ``range``: ``nodes``, ``pods``, ``services`` or ``outside``.
 
     ``evidence``: what makes the owner (or reserves the address); ``contested``: what others say who
-    claim it too and are outranked. ``why``: in words, if nobody owns it.
+    claim it too and are outranked. ``why``: in words, if nobody owns it. ``pod_range``: the range
+    that a pod's address is in.
     """
 
     asked: str
@@ -129,17 +138,34 @@ class RouteView:
     contested: tuple[Evidence, ...] = ()
     path: Path = Path("none")
     why: str = ""
+    pod_range: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Thing:
+    """What claims are about: ``what`` in the ledger, in ``words``, by the nodes in ``members``."""
+
+    kind: str
+    what: bytes
+    words: str
+    view: View
+    members: Collection[bytes]
 
 
 def route(asked: str, known: Knowledge) -> RouteView:
     """Return who owns an address, or the one of a member's name or id. Raises RouteError."""
     address = _address(asked, known)
     where = _range(address, known)
+    if where == "pods":
+        return _pod(asked, address, known)
     if where != "nodes":
         return RouteView(asked, str(address), where, None, why=_elsewhere(where, address, known))
     if isinstance(address, ipaddress.IPv6Address):
         return _ipv6(asked, address, known)
-    return _ipv4(asked, address, known)
+    view = known.views[ADDRESS_KIND]
+    thing = _Thing(ADDRESS_KIND, address.packed, str(address), view, known.members)
+    found = _held(RouteView(asked, str(address), where, None), thing, known)
+    return found if found.owner else replace(found, why=_free(address, found.evidence, known))
 
 
 # What is asked for
@@ -171,8 +197,10 @@ def _address(asked: str, known: Knowledge) -> IPAddress:
 
 def _range(address: IPAddress, known: Knowledge) -> str:
     if isinstance(address, ipaddress.IPv6Address):
-        inside = address in ula_prefix(known.replica.directory.network.network_id)
-        return "nodes" if inside else "outside"
+        network_id = known.replica.directory.network.network_id
+        if address in pods_prefix(network_id):
+            return "pods"
+        return "nodes" if address in ula_prefix(network_id) else "outside"
     ranges = (
         ("nodes", known.settings.host_range),
         ("pods", known.settings.pod_cidr),
@@ -186,10 +214,6 @@ def _range(address: IPAddress, known: Knowledge) -> str:
 
 def _elsewhere(where: str, address: IPAddress, known: Knowledge) -> str:
     match where:
-        case "pods":
-            return (
-                f"{address} is of the pods' range {known.settings.pod_cidr}: no node carries pods"
-            )
         case "services":
             return (
                 f"{address} is of the services' range {known.settings.service_cidr}: there are none"
@@ -222,21 +246,46 @@ def _ipv6(asked: str, address: ipaddress.IPv6Address, known: Knowledge) -> Route
     return RouteView(asked, str(address), "nodes", None, why=why)
 
 
-def _ipv4(asked: str, address: ipaddress.IPv4Address, known: Knowledge) -> RouteView:
-    what = address.packed
-    inside = {node: one for node, one in known.view.claims.items() if node in known.members}
-    view = View(inside, known.view.sightings, known.view.fixed)
-    rivals = sorted((one for one in inside.values() if one.what == what), key=view.rank)
-    reserved = sorted(node for node, one in known.view.fixed.items() if one == what)
+def _pod(asked: str, address: IPAddress, known: Knowledge) -> RouteView:
+    network_id = known.replica.directory.network.network_id
+    what = plan_for(network_id, known.settings).around(address)
+    view = RouteView(asked, str(address), "pods", None)
+    if what is None:
+        return replace(view, why=f"{address} is of the pods' IPv6 range, but of no node's part")
+    words = str(unpack(what))
+    carriers = {one.node_id for one in known.replica.directory if carries_pods(one)}
+    inside = carriers.intersection(known.members)
+    thing = _Thing(RANGE_KIND, what, words, known.views[RANGE_KIND], inside)
+    found = _held(replace(view, pod_range=words), thing, known)
+    if found.owner is not None:
+        return found
+    names = ", ".join(one.who.name for one in found.evidence)
+    why = f"it is of the pod range {words}, which no member claims"
+    if names:
+        why = f"the operator keeps {words} for {names}, which does not claim it (yet)"
+    return replace(found, why=why)
+
+
+def _held(view: RouteView, thing: _Thing, known: Knowledge) -> RouteView:
+    """Return the view with who holds it, and by what; without one, with who it is kept for."""
+    said = thing.view
+    inside = {node: one for node, one in said.claims.items() if node in thing.members}
+    ranked = View(inside, said.sightings, said.fixed)
+    rivals = sorted((one for one in inside.values() if one.what == thing.what), key=ranked.rank)
     if not rivals:
-        evidence = tuple(_fixed(node, known) for node in reserved)
-        said = tuple(one for one in evidence if one is not None)
-        return RouteView(asked, str(address), "nodes", None, said, why=_free(address, said, known))
+        reserved = sorted(node for node, one in said.fixed.items() if one == thing.what)
+        kept = (_fixed(node, thing, known) for node in reserved)
+        return replace(view, evidence=tuple(one for one in kept if one is not None))
     holder, *others = rivals
-    evidence = _claimed(holder, known, holds=True)
-    contested = tuple(item for one in others for item in _claimed(one, known, holds=False))
-    owner, path = _who(holder.node, known), _path(holder.node, known)
-    return RouteView(asked, str(address), "nodes", owner, evidence, contested, path)
+    return replace(
+        view,
+        owner=_who(holder.node, known),
+        evidence=_claimed(holder, thing, known, holds=True),
+        contested=tuple(
+            item for one in others for item in _claimed(one, thing, known, holds=False)
+        ),
+        path=_path(holder.node, known),
+    )
 
 
 def _free(address: ipaddress.IPv4Address, said: Sequence[Evidence], known: Knowledge) -> str:
@@ -249,22 +298,23 @@ def _free(address: ipaddress.IPv4Address, said: Sequence[Evidence], known: Knowl
     return f"no member claims {address}"
 
 
-def _claimed(claim: Claim, known: Knowledge, *, holds: bool) -> tuple[Evidence, ...]:
+def _claimed(claim: Claim, thing: _Thing, known: Knowledge, *, holds: bool) -> tuple[Evidence, ...]:
     """Return what speaks for a claim: the operator's word first, if there is one."""
     found = []
-    if known.view.fixed.get(claim.node) == claim.what:
-        found.append(_fixed(claim.node, known, holds=holds))
-    entry = known.replica.get(ADDRESS, id_text(claim.node), known.now_ms)
+    if thing.view.fixed.get(claim.node) == claim.what:
+        found.append(_fixed(claim.node, thing, known, holds=holds))
+    # A kind has the name of its bucket.
+    entry = known.replica.get(thing.kind, id_text(claim.node), known.now_ms)
     if entry is not None:
-        seen = tuple(_witnesses(claim, known))
+        seen = tuple(_witnesses(claim, thing.kind, known))
         found.append(
             _evidence("claimed", claim.node, entry, known, claim.attempt, seen, holds=holds)
         )
     return tuple(one for one in found if one is not None)
 
 
-def _fixed(node: bytes, known: Knowledge, *, holds: bool = True) -> Evidence | None:
-    entry = known.replica.get(ASSIGNED, node_key(node, FIXED_ADDRESS), known.now_ms)
+def _fixed(node: bytes, thing: _Thing, known: Knowledge, *, holds: bool = True) -> Evidence | None:
+    entry = known.replica.get(ASSIGNED, node_key(node, thing.kind), known.now_ms)
     return _evidence("fixed", node, entry, known, holds=holds) if entry else None
 
 
@@ -291,11 +341,11 @@ def _evidence(
     )
 
 
-def _witnesses(claim: Claim, known: Knowledge) -> Iterator[Witness]:
+def _witnesses(claim: Claim, kind: str, known: Knowledge) -> Iterator[Witness]:
     """Yield who has seen a claim, those that count first; more than a few say nothing more."""
     found = []
     for member in known.replica.directory:
-        key = witness_key(member.node_id, ADDRESS_KIND, claim.node)
+        key = witness_key(member.node_id, kind, claim.node)
         entry = known.replica.get(WITNESS, key, known.now_ms)
         if entry is None or member.node_id == claim.node:
             continue
@@ -357,7 +407,7 @@ def route_routes(provider: Callable[[], Knowledge | None]) -> dict[tuple[str, st
             )
         return HTTPStatus.OK, route(request.query["address"], known)
 
-    what = "an overlay address, or a member's name or id"
+    what = "an overlay address, a pod's address, or a member's name or id"
     who = {"type": ["object", "null"], "properties": {"node_id": {}, "name": {}}}
     entries = {"type": "array", "items": {"type": "object"}}
     return {
@@ -377,6 +427,7 @@ def route_routes(provider: Callable[[], Knowledge | None]) -> dict[tuple[str, st
                     "contested": entries,
                     "path": {"type": "object"},
                     "why": {"type": "string"},
+                    "pod_range": {"type": "string", "description": "the range of a pod's address"},
                 },
             },
             refusals={

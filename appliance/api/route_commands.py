@@ -21,7 +21,9 @@ def register(
         "route", help=text, description=f"{text}. Exit status 1: nobody owns it."
     )
     parser.add_argument(
-        "address", metavar="ADDRESS|NAME", help="an overlay address, or a member's name or id"
+        "address",
+        metavar="ADDRESS|NAME",
+        help="an overlay or pod address, or a member's name or id",
     )
     parser.add_argument("--json", action="store_true", help="the answer, for machines")
     add_socket(parser)
@@ -48,7 +50,10 @@ def draw(document: Document) -> str:
     """Return the answer as lines of text."""
     owner = document["owner"]
     if owner:
-        lines = [f"{document['address']} is {owner['name']} ({owner['node_id']})"]
+        # A supervisor from before the ranges does not say.
+        pods = document.get("pod_range")
+        what = f"in the pod range {pods} of " if pods else ""
+        lines = [f"{document['address']} is {what}{owner['name']} ({owner['node_id']})"]
     else:
         why, address = document["why"], document["address"]
         lines = [why if why.startswith(address) else f"{address} is nobody's: {why}"]

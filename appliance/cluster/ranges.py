@@ -23,6 +23,7 @@ from appliance.ledger.claims import RANGE_KIND, Claim, View
 from appliance.ledger.state import Replica
 from appliance.overlay.addresses import pods_prefix
 from appliance.problem import Problem
+from provisioning.membership import Member
 from provisioning.settings import Settings
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -33,6 +34,7 @@ _RESERVED = 3
 # The pods' /48, and behind it the 32 bits of the IPv4 range's first address.
 _IPV6_BITS = 80
 _PACKED = 5
+_NO_PODS = frozenset({"none"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,17 @@ class RangePlan:
             and one.subnet_of(self.pod_cidr)
         )
 
+    def around(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes | None:
+        """Return the packed range that a pod's address is in; None if it is no pod's."""
+        if isinstance(address, ipaddress.IPv6Address):
+            if address not in pods_prefix(self.network_id):
+                return None
+            packed = address.packed[6:10] + bytes([self.prefix])
+            return packed if self.read(packed) else None
+        if address not in self.pod_cidr:
+            return None
+        return pack(ipaddress.IPv4Network((address, self.prefix), strict=False))
+
     def read(self, what: bytes) -> ipaddress.IPv4Network | None:
         """Return the range in packed bytes, if it is one of this plan."""
         found = unpack(what)
@@ -177,6 +190,11 @@ def _order(node: bytes) -> tuple[int, int]:
 # Who has which
 
 
+def carries_pods(member: Member) -> bool:
+    """Say whether a member's grant lets it be more than a node of the overlay."""
+    return member.roles != _NO_PODS
+
+
 @dataclass(frozen=True, slots=True)
 class Ranges:
     """Who has which range; ``own`` is this node's, ``claim`` what it has to write for it."""
@@ -212,7 +230,7 @@ def ranges(
     inside = {node: one for node, one in view.claims.items() if node in members or node == own}
     fixed = {node: one for node, one in view.fixed.items() if node in members or node == own}
     view = View(inside, view.sightings, fixed)
-    others = _held(own, view, plan)
+    others = {node: one for node, one in holders_of(plan, view).items() if node != own}
     if not carries:
         return Ranges(None, others)
     try:
@@ -234,9 +252,15 @@ def ranges(
     )
 
 
-def _held(own: bytes, view: View, plan: RangePlan) -> dict[bytes, NodeRange]:
+def holders_of(
+    plan: RangePlan, view: View, members: Collection[bytes] | None = None
+) -> dict[bytes, NodeRange]:
+    """Return who holds which range, of those in ``members`` (None: whoever claims)."""
+    if members is not None:
+        claimed = {node: one for node, one in view.claims.items() if node in members}
+        view = View(claimed, view.sightings, view.fixed)
     found = ((node, _held_range(plan, what)) for what, node in view.holders().items())
-    return {node: one for node, one in found if one is not None and node != own}
+    return {node: one for node, one in found if one is not None}
 
 
 @lru_cache(maxsize=4096)
@@ -262,5 +286,5 @@ def _given_twice(own: bytes, view: View, held: NodeRange | None) -> Problem | No
         "pod-range-given-twice",
         f"{unpack(fixed)} was fixed for this node and for another one, which has it; this node "
         f"has {held.ipv4}",
-        "Give one of them another pod range, on the operator's machine.",
+        "Give one of them another pod range: `skerry node range` on the operator's machine.",
     )

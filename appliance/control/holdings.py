@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from appliance.cluster.ranges import NodeRange, Ranges, plan_for, range_view, ranges
+from appliance.cluster.ranges import NodeRange, Ranges, carries_pods, plan_for, range_view, ranges
 from appliance.control.addressing import Places, Write, places
 from appliance.ledger.claims import (
     ADDRESS_KIND,
@@ -32,7 +32,6 @@ HEARD_SECONDS = 3.0
 ALONE_SECONDS = 10.0
 # A claim that was just made may still lose against one made at the same time.
 STANDS_SECONDS = 2.0
-_NO_PODS = frozenset({"none"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +41,6 @@ class Moved:
     what: str
     event: str
     winner: bytes
-
-
-def carries_pods(member: Member) -> bool:
-    """Say whether a member's grant lets it be more than a node of the overlay."""
-    return member.roles != _NO_PODS
 
 
 class Holdings:

@@ -26,7 +26,6 @@ from appliance.control.endpoints import (
 from appliance.control.holdings import Holdings, Moved
 from appliance.ledger import epochs, gossip
 from appliance.ledger.assigned import names
-from appliance.ledger.claims import ADDRESS_KIND, View
 from appliance.ledger.entry import Entry, read_entry
 from appliance.ledger.errors import EntryError, WriteError
 from appliance.ledger.rules import (
@@ -222,11 +221,6 @@ class Policies:
             for one in self.members()
             if detector is None or detector.status(one.node_id) is not Status.DEAD
         )
-
-    @property
-    def claims(self) -> View:
-        """The claims of addresses in the ledger."""
-        return self.holdings.views[ADDRESS_KIND]
 
     # Epochs
 

@@ -191,7 +191,7 @@ class Control:
         return Knowledge(
             own=self._identity.node_id,
             replica=plane.gossip.replica,
-            view=plane.policies.claims,
+            views=plane.policies.holdings.views,
             members=[one.node_id for one in plane.policies.members()],
             names=names_view(plane, mono),
             overlay=self.snapshot(),

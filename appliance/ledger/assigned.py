@@ -22,6 +22,9 @@ from provisioning.membership import Member
 from provisioning.names import are_labels, check_name, is_name
 
 ADDRESS, NAME, LABELS, ADMITTED, CLOSED = "address", "name", "labels", "admitted", "closed"
+RANGE = "range"
+# Whatever is said of a node: it goes with it.
+ABOUT_NODE = (ADDRESS, RANGE, NAME, LABELS, ADMITTED)
 # Labels of this prefix have a meaning for nodes: they come from a grant, never from a statement.
 RESERVED_LABELS = "skerry.internal/"
 MARK = b"\x01"
@@ -38,7 +41,7 @@ class StatementError(LedgerError):
 
 
 def node_key(node_id: bytes, kind: str) -> str:
-    """Return the key of a statement about a node: ADDRESS, NAME, LABELS or ADMITTED."""
+    """Return the key of a statement about a node: one of ABOUT_NODE."""
     return f"{id_text(node_id)}/{kind}"
 
 

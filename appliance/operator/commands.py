@@ -57,6 +57,16 @@ def _register_node(actions: Actions) -> None:
     address.add_argument("node", metavar="NODE", help=_NODE)
     address.add_argument("address", metavar="IP|auto", help="auto: it finds one itself again")
     _common(address, "node.node_address")
+    pods = actions.add_parser(
+        "range",
+        help="fix a node's pod range, or show it",
+        description="The range that the node gives its pods, in the place of the one that it found "
+        "itself. Without a range: which one it has.",
+    )
+    pods.add_argument("node", metavar="NODE", help=_NODE)
+    pods.add_argument("range", metavar="CIDR", nargs="?", help="like 10.244.7.0/24")
+    pods.add_argument("--auto", action="store_true", help="it finds one itself again")
+    _common(pods, "node.node_range")
     remove = actions.add_parser(
         "remove",
         help="put out a node that is in your own hands",

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from appliance.cluster.ranges import carries_pods, holders_of, plan_for, range_view
 from appliance.ledger import assigned, claims
 from appliance.ledger.rules import MEMBER
 from appliance.ledger.state import Replica
@@ -40,6 +41,8 @@ class NodeRow:
     labels: dict[str, str] = field(default_factory=dict)
     grant_id: str | None = None
     reason: str = ""
+    range: str | None = None
+    range_fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,10 @@ def node_rows(
     host_range = ipaddress.IPv4Network(network.settings.host_range)
     view = claims.address_view(replica, host_range, now_ms)
     held = {node: what for what, node in view.holders().items()}
+    plan = plan_for(network.network_id, network.settings)
+    carriers = [one.node_id for one in replica.directory if carries_pods(one)]
+    ranges = range_view(replica, plan, now_ms)
+    pods = holders_of(plan, ranges, carriers)
     names = names_of(replica, now_ms)
     given = assigned.labels(replica, now_ms)
     rows = []
@@ -79,6 +86,8 @@ def node_rows(
                 tuple(sorted(one.roles)),
                 assigned.labels_of(one, given),
                 id_text(one.grant_id),
+                range=str(pods[one.node_id].ipv4) if one.node_id in pods else None,
+                range_fixed=one.node_id in ranges.fixed,
             )
         )
     rows.sort(key=lambda row: (row.name, row.node_id))
@@ -90,8 +99,13 @@ def node_rows(
     return rows
 
 
-def rows_here(nodes: Iterable[Mapping[str, Any]], fixed: Collection[str]) -> list[NodeRow]:
-    """Return the members that a node lists (``/v1/nodes``); ``fixed``: ids with a fixed address."""
+def rows_here(
+    nodes: Iterable[Mapping[str, Any]], fixed: Collection[str], ranges: Collection[str] = ()
+) -> list[NodeRow]:
+    """Return the members that a node lists (``/v1/nodes``).
+
+    ``fixed``: ids of those whose address the operator fixed, ``ranges``: of those whose range.
+    """
     rows = []
     for one in nodes:
         addresses = [ipaddress.ip_address(text) for text in one["addresses"]]
@@ -106,6 +120,9 @@ def rows_here(nodes: Iterable[Mapping[str, Any]], fixed: Collection[str]) -> lis
             one["labels"],
             one["grant_id"],
             one["refused"],
+            # A supervisor from before the ranges does not say.
+            one.get("range") or None,
+            one["node_id"] in ranges,
         )
         rows.append(row)
     return rows

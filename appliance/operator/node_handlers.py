@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from appliance.ledger.assigned import ADDRESS as FIXED_ADDRESS
-from appliance.ledger.assigned import closed_grants
+from appliance.ledger.assigned import ADDRESS, RANGE, closed_grants
 from appliance.operator.errors import OperatorError
 from appliance.operator.listing import NodeRow, node_rows, rows_here
 from appliance.operator.resolve import find_node, find_revocable, names_of, revoked_reason
@@ -34,37 +33,46 @@ from provisioning.membership import Member
 from skerry import console
 from skerry.errors import UsageError
 
+_COLUMNS = ("NAME", "ID", "ADDRESS", "PODS", "ROLES", "LABELS", "GRANT", "STATE")
+
 
 def node_ls(arguments: argparse.Namespace) -> int:
     """List the members; on a node that has no network's directory, as the node sees them."""
+    facts, rows = _look(arguments, revoked=arguments.all)
+    return _show(arguments, facts, rows)
+
+
+def _look(
+    arguments: argparse.Namespace, *, revoked: bool = False
+) -> tuple[dict[str, Any], list[NodeRow]]:
+    """Return the members and facts of who sees them so."""
     try:
         directory = files.find_network(arguments.network)
     except files.OperatorError:
         socket = node_here()
         if arguments.network is not None or arguments.via is not None or socket is None:
             raise
-        return _ls_here(arguments, socket)
+        return _look_here(socket)
     network = files.load_network(directory)
     sight, trouble = look_around(directory, network, arguments)
     if sight is None:
         assert trouble is not None  # noqa: S101 - one of both
         raise trouble
-    rows = node_rows(sight, network, now_ms(), revoked=arguments.all)
     if not arguments.json:
         say_sight(sight, trouble)
         say_waiting(directory, network)
-    return _show(arguments, seen_facts(sight), rows)
+    return seen_facts(sight), node_rows(sight, network, now_ms(), revoked=revoked)
 
 
-def _ls_here(arguments: argparse.Namespace, socket: Path) -> int:
+def _look_here(socket: Path) -> tuple[dict[str, Any], list[NodeRow]]:
     from appliance.api.client import call
 
     nodes = call("GET", "/v1/nodes", socket_path=socket)["nodes"]
     given = call("GET", "/v1/ledger/assigned", socket_path=socket)["entries"]
     keys = [str(one["key"]).split("/") for one in given]
-    rows = rows_here(nodes, {key[0] for key in keys if key[1:] == [FIXED_ADDRESS]})
+    fixed = {kind: {key[0] for key in keys if key[1:] == [kind]} for kind in (ADDRESS, RANGE)}
     facts = {"where": str(socket), "fresh": True, "seen": now_ms() // 1000}
-    return _show(arguments, facts, rows)
+    return facts, rows_here(nodes, fixed[ADDRESS], fixed[RANGE])
 
 
 def _show(arguments: argparse.Namespace, facts: dict[str, Any], rows: Sequence[NodeRow]) -> int:
@@ -76,6 +84,7 @@ def _show(arguments: argparse.Namespace, facts: dict[str, Any], rows: Sequence[N
             one.name,
             one.node_id,
             (one.address or "-") + (" fixed" if one.address_fixed else ""),
+            (one.range or "-") + (" fixed" if one.range_fixed else ""),
             ",".join(one.roles) or "-",
             ",".join(f"{key}={value}" for key, value in sorted(one.labels.items())) or "-",
             (one.grant_id or "-")[:8],
@@ -83,7 +92,7 @@ def _show(arguments: argparse.Namespace, facts: dict[str, Any], rows: Sequence[N
         )
         for one in rows
     ]
-    print(console.table(("NAME", "ID", "ADDRESS", "ROLES", "LABELS", "GRANT", "STATE"), lines))
+    print(console.table(_COLUMNS, lines))
     return 0
 
 
@@ -130,6 +139,52 @@ def node_address(arguments: argparse.Namespace) -> int:
         return f"{_called(desk, member)} {what}"
 
     return _about_node(arguments, intent)
+
+
+def node_range(arguments: argparse.Namespace) -> int:
+    """Fix a node's pod range, or show it."""
+    if arguments.range is None and not arguments.auto:
+        return _show_range(arguments)
+    wanted = None
+    if arguments.auto and arguments.range is not None:
+        raise UsageError("say either a range or --auto")
+    if not arguments.auto:
+        try:
+            wanted = ipaddress.IPv4Network(arguments.range)
+        except ValueError as error:
+            raise UsageError(
+                f"{arguments.range[:60]!r} is no IPv4 range", hint="write 10.244.7.0/24, or --auto"
+            ) from error
+
+    def intent(desk: Desk, member: Member) -> str:
+        desk.fix_range(member, wanted)
+        what = "finds its pod range itself" if wanted is None else f"has the pod range {wanted}"
+        return f"{_called(desk, member)} {what}"
+
+    done = _about_node(arguments, intent)
+    console.note(
+        "pods that it runs keep their addresses until they are made anew; if Kubernetes has "
+        "another range for the node, `skerry cluster status` there says what to do"
+    )
+    return done
+
+
+def _show_range(arguments: argparse.Namespace) -> int:
+    facts, rows = _look(arguments)
+    asked = arguments.node
+    hits = [one for one in rows if asked in {one.name, one.node_id}]
+    if not hits:
+        raise OperatorError(
+            f"no node is called {asked[:80]!r}, and no id is so", hint="known: skerry node ls"
+        )
+    (row, *_) = hits
+    if arguments.json:
+        keys = ("name", "node_id", "range", "range_fixed")
+        print(json.dumps(facts | {key: asdict(row)[key] for key in keys}))
+    else:
+        fixed = ", fixed by the operator" if row.range_fixed else ""
+        print(f"{row.range}{fixed}" if row.range else "none")
+    return 0
 
 
 def node_remove(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from appliance.cluster.ranges import carries_pods, pack, plan_for, range_view
 from appliance.ledger import assigned, claims, epochs
 from appliance.ledger.directory import GRANT_PREFIX, NODE_PREFIX, revocation_key
 from appliance.ledger.entry import Entry
@@ -258,7 +259,7 @@ class Desk:
                 self._write(REVOKED, key, value)
         begun = self.new_epochs() if epoch and (not keys or self._unnamed(keys)) else ()
         for node in sorted(gone):
-            for kind in (assigned.ADDRESS, assigned.NAME, assigned.LABELS, assigned.ADMITTED):
+            for kind in assigned.ABOUT_NODE:
                 self._take_back(assigned.node_key(node, kind))
         return begun
 
@@ -338,17 +339,42 @@ class Desk:
                     hint=f"choose one from {host_range[2]} to {host_range[-2]}",
                 )
         view = claims.address_view(self.replica, host_range, self.now_ms)
-        fixed = next((node for node, one in view.fixed.items() if one == address.packed), None)
-        holder = fixed or view.holders().get(address.packed)
-        if holder not in (None, member.node_id):
-            assert holder is not None  # noqa: S101 - for the type checker
-            given = assigned.names(self.replica, self.now_ms)
-            other = self.replica.directory.member(holder)
-            name = given.get(holder) or (other.name if other else "a node that is not known here")
+        self._check_free(member, str(address), address.packed, view)
+
+    def fix_range(self, member: Member, wanted: ipaddress.IPv4Network | None) -> bool:
+        """Fix a node's pod range, or (None) let it find one again. False if it is so."""
+        key = assigned.node_key(member.node_id, assigned.RANGE)
+        if wanted is None:
+            return self._take_back(key)
+        plan = plan_for(self.root.network.network_id, self.root.network.settings)
+        if not carries_pods(member):
             raise OperatorError(
-                f"{address} is taken by {name} ({id_text(holder)})",
-                hint="choose another, or give that node another one first",
+                "the node's grant has the role none: it carries no pods",
+                hint="to have it carry some, give the machine a token with another role",
             )
+        if not plan.has(wanted):
+            raise OperatorError(
+                f"{wanted} is no node's range of this network",
+                hint=f"choose a /{plan.prefix} of {plan.pod_cidr}, like {plan.numbered(7)}",
+            )
+        packed = pack(wanted)
+        view = range_view(self.replica, plan, self.now_ms)
+        self._check_free(member, str(wanted), packed, view)
+        return self.say(key, packed)
+
+    def _check_free(self, member: Member, words: str, what: bytes, view: claims.View) -> None:
+        """Raise OperatorError if another node has, or was given, this."""
+        fixed = next((node for node, one in view.fixed.items() if one == what), None)
+        holder = fixed or view.holders().get(what)
+        if holder is None or holder == member.node_id:
+            return
+        given = assigned.names(self.replica, self.now_ms)
+        other = self.replica.directory.member(holder)
+        name = given.get(holder) or (other.name if other else "a node that is not known here")
+        raise OperatorError(
+            f"{words} is taken by {name} ({id_text(holder)})",
+            hint="choose another, or give that node another one first",
+        )
 
     # Writing
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from appliance.clock import Look
+from appliance.cluster.ranges import NodeRange
 from appliance.control.actions import LedgerChanged
 from appliance.control.plane import Action, ControlPlane, Kept
 from appliance.ledger import epochs
@@ -27,6 +28,7 @@ from appliance.ledger.rules import ADDRESS, EPOCH, REVOKED
 from appliance.ledger.state import Replica
 from appliance.ledger.writer import Writer
 from appliance.overlay import addresses, events
+from appliance.overlay.brain import refused_ranges
 from appliance.overlay.clock import Now
 from appliance.overlay.core import Core, CoreConfig
 from appliance.overlay.endpoint import Endpoint
@@ -47,8 +49,14 @@ ROOT_SEED = b"\x01" * 32
 OTP_SEED = b"\x07" * 32
 
 
-def make_network(host_range: str = "10.10.0.0/16", *, vpn: bool = True) -> NetworkInfo:
-    settings = Settings(host_range=host_range, vpn=vpn)
+def make_network(
+    host_range: str = "10.10.0.0/16",
+    *,
+    vpn: bool = True,
+    pod_cidr: str = "10.244.0.0/16",
+    node_bits: int = 8,
+) -> NetworkInfo:
+    settings = Settings(host_range=host_range, vpn=vpn, pod_cidr=pod_cidr, node_bits=node_bits)
     return NetworkInfo("home", public_key(ROOT_SEED), OTP_SEED, settings=settings)
 
 
@@ -148,6 +156,10 @@ class Node:
         return self.identity.member().wg_key
 
     @property
+    def range(self) -> NodeRange | None:
+        return self.plane.policies.holdings.ranges.own
+
+    @property
     def ipv4(self) -> str:
         return str(self.own.ipv4) if self.own and self.own.ipv4 else ""
 
@@ -199,7 +211,7 @@ class World:
             PORT,
             network.settings.vpn,
             host_range,
-            (host_range, addresses.ula_prefix(network.network_id)),
+            refused_ranges(node.identity),
         )
         sealer = Sealer(Seed(network.otp_seed, network.epoch), random=self.random.randbytes)
         entries = tuple(read_entry(one) for one in node.disk.values())
@@ -401,6 +413,23 @@ class World:
             for one in nodes
             for two in nodes
             if one is not two
+        )
+
+    def ranged(self, nodes: Sequence[Node]) -> bool:
+        """Say whether everybody has a range of its own, and all lead it to its node."""
+        held = {one.node_id: one.range for one in nodes}
+        if None in held.values() or len(set(held.values())) < len(nodes):
+            return False
+        for one in nodes:
+            found = one.plane.policies.holdings
+            if {**found.ranges.others, one.node_id: found.ranges.own} != held:
+                return False
+        return all(
+            self.allowed(one).get(str(network)) == two.key
+            for one in nodes
+            for two in nodes
+            if one is not two and (its := two.range) is not None
+            for network in (its.ipv4, its.ipv6)
         )
 
     def same_ledger(self, nodes: Sequence[Node]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, given, settings
@@ -41,8 +43,8 @@ class Life:
     joined: int = 0
 
     def __post_init__(self) -> None:
-        # The smallest range: addresses clash now and then.
-        self.network = make_network("10.10.0.0/24")
+        # The smallest ranges: addresses and pod ranges clash now and then.
+        self.network = make_network("10.10.0.0/24", pod_cidr="10.244.0.0/24", node_bits=3)
         self.token = make_grant_token(self.network)
         self.world = World(self.seed, loss=0.05)
         self.operator = Operator(self.network)
@@ -144,6 +146,7 @@ class Life:
         return (
             all(one.plane.policies.secrets.current == self.epoch for one in nodes)
             and self.world.connected(nodes)
+            and self.world.ranged(nodes)
             and self.world.same_ledger(nodes)
             and not any(one.up() & {two.node_id for two in nodes} for one in self.gone)
             and all(self.in_time(one) for one in nodes)
@@ -158,7 +161,8 @@ class Life:
             plane = one.plane
             lines.append(
                 f"{one.identity.member().name} {'gone ' if one in self.gone else ''}"
-                f"epoch {plane.policies.secrets.current} at {one.ipv4} up {len(one.up())} "
+                f"epoch {plane.policies.secrets.current} at {one.ipv4} {one.range} "
+                f"up {len(one.up())} "
                 f"ledger {plane.gossip.replica.ids.digest().hex()[:8]} {len(plane.gossip.replica)} "
                 f"off {plane.timekeeper.now_ms(self.world.now) - self.world.ms} ms "
                 f"{[problem.code for problem in plane.problems]}"
@@ -173,6 +177,8 @@ class Life:
             assert not {two.key for two in self.gone} & one.wireguard.keys()
             assert not one.plane.problems, self.told()
             assert self.in_time(one)
+            routed = [ipaddress.ip_network(prefix) for prefix in self.world.allowed(one)]
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(routed, 2))
         for key, (by, value) in self.written.items():
             for one in nodes:
                 found = one.value(key, self.world.ms)

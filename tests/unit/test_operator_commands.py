@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cluster.ranges import pack
 from appliance.ledger import assigned
+from appliance.ledger.claims import Claim, claim_value
 from appliance.operator import publisher, shared
 from appliance.operator.errors import PublishError
 from appliance.operator.outbox import load_outbox
@@ -25,7 +27,7 @@ from provisioning.operator_grants import GRANTS_FILE, load_grants
 from provisioning.settings import Settings
 from provisioning.token import Token
 from skerry.__main__ import main
-from tests.fakes.ledger import network, node
+from tests.fakes.ledger import entry, network, node
 from tests.fakes.operator import LATER, ROOT, FakeNode, fake_node, make_directory
 
 NODES = [node(number) for number in (1, 2, 3)]
@@ -80,6 +82,25 @@ def test_a_node_is_named_labelled_placed_and_listed(capsys: Captured, at: FakeNo
     assert not assigned.addresses(at.replica, LATER, RANGE)
 
 
+def test_a_node_s_pod_range_is_fixed_shown_and_taken_back(capsys: Captured, at: FakeNode) -> None:
+    assert run(capsys, "node", "range", A.text)[0] == "none\n"
+    _, err = run(capsys, "node", "range", A.text[:6], "10.244.7.0/24")
+    assert f"n1 ({A.text}) has the pod range 10.244.7.0/24: published" in err
+    claim = Claim(A.node_id, pack(ipaddress.IPv4Network("10.244.7.0/24")), None)
+    at.replica.apply(entry(A, "range", A.text, claim_value(claim), sequence=9), LATER)
+    assert run(capsys, "node", "range", "n1")[0] == "10.244.7.0/24, fixed by the operator\n"
+    out, _ = run(capsys, "node", "range", A.text, "--json")
+    assert json.loads(out)["range"] == "10.244.7.0/24"
+    out, _ = run(capsys, "node", "ls")
+    row = next(line for line in out.splitlines() if A.text in line)
+    assert "10.244.7.0/24 fixed" in row
+    _, err = run(capsys, "node", "range", "n2", "10.244.7.0/24", status=1)
+    assert "10.244.7.0/24 is taken by n1" in err
+    run(capsys, "node", "range", "n1", "--auto")
+    assert not at.replica.entries("assigned", LATER)
+    run(capsys, "node", "range", "nobody", status=1)
+
+
 def test_words_that_make_no_sense_change_nothing(capsys: Captured, at: FakeNode) -> None:
     for words, status in (
         (("node", "label", A.text, "nonsense"), 2),
@@ -89,6 +110,10 @@ def test_words_that_make_no_sense_change_nothing(capsys: Captured, at: FakeNode)
         (("node", "label", A.text, "a b=1"), 1),
         (("node", "address", A.text, "10.10.0.256"), 2),
         (("node", "address", A.text, "192.168.0.1"), 1),
+        (("node", "range", A.text, "10.244.7.1/24"), 2),
+        (("node", "range", A.text, "10.244.7.0/24", "--auto"), 2),
+        (("node", "range", A.text, "10.244.0.0/16"), 1),
+        (("node", "range", A.text, "10.0.7.0/24"), 1),
         (("node", "rename", A.text, "Kitchen!"), 1),
         (("node", "rename", "nobody", "kitchen"), 1),
         (("revoke", "node", A.text, "--reason", "x" * 300), 1),
@@ -108,7 +133,17 @@ def test_a_node_is_revoked_with_a_warning_of_its_open_token(
     assert facts["epoch"] == operator_files.load_network(home).epoch == 1
     assert "still lets nodes in" in err
     out, _ = run(capsys, "node", "ls", "--all")
-    assert out.splitlines()[-1].split() == ["n3", C.text, "-", "-", "-", "-", "revoked:", "stolen"]
+    assert out.splitlines()[-1].split() == [
+        "n3",
+        C.text,
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+        "revoked:",
+        "stolen",
+    ]
     _, err = run(capsys, "revoke", "node", C.text)
     assert "out already" in err
     _, err = run(capsys, "node", "rename", C.text, "x", status=1)

@@ -6,6 +6,7 @@ import ipaddress
 
 import pytest
 
+from appliance.cluster.ranges import plan_for, range_view
 from appliance.ledger import assigned
 from appliance.ledger.claims import Claim, address_view, claim_value
 from appliance.ledger.entry import Entry
@@ -25,6 +26,8 @@ from tests.fakes.operator import LATER, ROOT, witness_entry
 NODES = [node(number) for number in (1, 2, 3, 4)]
 A, B, C, D = NODES
 RANGE = ipaddress.IPv4Network("10.10.0.0/16")
+PODS = ipaddress.IPv4Network("10.244.7.0/24")
+NO_PODS = node(7, by=7, roles=("none",))
 
 
 def desk(of: Replica | None = None, *, now: int = LATER, sequence: int = 0) -> Desk:
@@ -141,12 +144,15 @@ def test_a_revoked_grant_takes_its_nodes_along_and_frees_what_was_fixed_for_them
     at = desk(replica([*NODES, other]))
     at.rename(member(other, at), "kitchen")
     at.fix_address(member(other, at), RANGE[77])
+    at.fix_range(member(other, at), PODS)
     at.revoke(grants=[other.grant_id])
     assert {one.node_id for one in at.replica.directory} == {one.node_id for one in NODES}
     assert assigned.names(at.replica, LATER) == {}
     assert assigned.addresses(at.replica, LATER, RANGE) == {}
-    assert [one.key for one in at.made[-2:]] == [f"{other.text}/address", f"{other.text}/name"]
+    freed = [one.key for one in at.made[-3:]]
+    assert freed == [f"{other.text}/{kind}" for kind in ("address", "range", "name")]
     assert at.fix_address(member(A, at), RANGE[77])
+    assert at.fix_range(member(A, at), PODS)
 
 
 def test_whoever_is_not_in_gets_no_box() -> None:
@@ -245,6 +251,28 @@ def test_an_address_in_use_is_refused_and_says_by_whom() -> None:
     assert address_view(at.replica, RANGE, LATER).fixed[A.node_id] == RANGE[9].packed
     assert at.fix_address(member(A, at), None)
     assert not at.fix_address(member(A, at), None)
+
+
+def test_a_pod_range_is_fixed_if_it_is_one_and_free() -> None:
+    here = replica([*NODES, NO_PODS])
+    plan = plan_for(network().network_id, network().settings)
+    held = plan.at(B.node_id, 0)
+    here.apply(entry(B, "range", B.text, claim_value(Claim(B.node_id, held, 0))), NOW)
+    at = desk(here)
+    taken_range = plan.read(held)
+    assert taken_range is not None
+    with pytest.raises(OperatorError, match=f"taken by n2 .{B.text}"):
+        at.fix_range(member(A, at), taken_range)
+    for text in ("10.244.0.0/16", "10.244.7.0/25", "10.10.7.0/24"):
+        with pytest.raises(OperatorError, match="no node's range of this network"):
+            at.fix_range(member(A, at), ipaddress.IPv4Network(text))
+    with pytest.raises(OperatorError, match="carries no pods"):
+        at.fix_range(member(NO_PODS, at), PODS)
+    assert not at.made
+    assert at.fix_range(member(B, at), taken_range)
+    assert range_view(at.replica, plan, LATER).fixed == {B.node_id: held}
+    assert at.fix_range(member(B, at), None)
+    assert not at.fix_range(member(B, at), None)
 
 
 def test_what_was_left_over_is_sent_again_unless_it_arrived_or_was_outdone() -> None:

@@ -16,9 +16,11 @@ from appliance.api.client import ApiError, call
 from appliance.api.openapi import description
 from appliance.api.route import Knowledge, RouteError, RouteView, route, route_routes
 from appliance.api.route_commands import draw
+from appliance.cluster.ranges import pack, plan_for, range_view
 from appliance.ledger.assigned import address_value, node_key
 from appliance.ledger.claims import (
     ADDRESS_KIND,
+    RANGE_KIND,
     Claim,
     address_view,
     claim_value,
@@ -28,7 +30,7 @@ from appliance.ledger.claims import (
 from appliance.ledger.state import Replica
 from appliance.ledger.timekeeper import Quality
 from appliance.names.zone import NodeName
-from appliance.overlay.addresses import claimed_address, ula_address
+from appliance.overlay.addresses import claimed_address, pods_prefix, ula_address
 from appliance.overlay.status import OverlayStatus, PeerStatus
 from provisioning.settings import Settings
 from skerry.__main__ import main
@@ -38,6 +40,8 @@ from tests.fakes.served import served
 NODES = [node(number) for number in (1, 2, 3, 4)]
 ME, OTHER, THIRD, FOURTH = NODES
 RANGE = ipaddress.IPv4Network("10.10.0.0/16")
+PLAN = plan_for(network().network_id, Settings())
+PODS6 = pods_prefix(network().network_id)
 FIXED = ipaddress.IPv4Address("10.10.77.7")
 
 
@@ -81,7 +85,10 @@ def known(here: Replica, *, inside: list[Node] | None = None, **changes: object)
     made = Knowledge(
         ME.node_id,
         here,
-        address_view(here, RANGE, NOW),
+        {
+            ADDRESS_KIND: address_view(here, RANGE, NOW),
+            RANGE_KIND: range_view(here, PLAN, NOW),
+        },
         {one.node_id for one in inside or NODES},
         names,
         OVERLAY,
@@ -174,6 +181,43 @@ def test_an_ipv6_address_follows_from_the_certificate() -> None:
     assert "no member's key leads to" in route(str(strange), known(replica(NODES))).why
 
 
+def test_a_pod_s_address_leads_to_the_node_that_holds_its_range() -> None:
+    here = replica(NODES)
+    what = PLAN.at(OTHER.node_id, 3)
+    for one, attempt in ((OTHER, 3), (THIRD, PLAN.claim_for(THIRD.node_id, of(what)).attempt)):
+        value = claim_value(Claim(one.node_id, what, attempt))
+        here.apply(entry(one, "range", one.text, value, sequence=7), NOW)
+    key = witness_key(FOURTH.node_id, RANGE_KIND, OTHER.node_id)
+    seen = entry(FOURTH, "witness", key, witness_value(what, Quality.SYNCED), sequence=9)
+    here.apply(seen, NOW)
+    pods = PLAN.pod_range(of(what))
+    for address in (pods.ipv4[9], pods.ipv6[9]):
+        view = route(str(address), known(here))
+        assert view.owner is not None
+        assert (view.owner.node_id, view.range, view.pod_range) == (
+            OTHER.text,
+            "pods",
+            str(of(what)),
+        )
+        (said,) = view.evidence
+        assert (said.kind, said.bucket, said.key) == ("claimed", "range", OTHER.text)
+        assert [one.who.name for one in said.witnesses] == ["n4"]
+        assert [one.who.name for one in view.contested] == ["n3"]
+        assert view.path.kind == "direct"
+    (head, *_) = drawn(route(str(pods.ipv4[9]), known(here))).splitlines()
+    assert head == f"{pods.ipv4[9]} is in the pod range {of(what)} of n2 ({OTHER.text})"
+    assert route(str(pods.ipv4[9]), known(here, inside=[ME])).owner is None
+    wanted = PLAN.numbered(7)
+    here.apply(root_entry("assigned", node_key(ME.node_id, "range"), pack(wanted)), NOW)
+    assert "the operator keeps 10.244.7.0/24 for n1" in route("10.244.7.9", known(here)).why
+
+
+def of(what: bytes) -> ipaddress.IPv4Network:
+    found = PLAN.read(what)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize(
     ("of", "mode", "kind", "line"),
     [
@@ -220,7 +264,8 @@ def test_of_two_with_one_name_the_resolvers_choice_is_told() -> None:
 @pytest.mark.parametrize(
     ("asked", "where", "part"),
     [
-        ("10.244.3.9", "pods", "pods' range 10.244.0.0/16"),
+        ("10.244.3.9", "pods", "it is of the pod range 10.244.3.0/24, which no member claims"),
+        (str(PODS6[9]), "pods", "but of no node's part"),
         ("10.96.0.1", "services", "services' range 10.96.0.0/16"),
         ("192.0.2.1", "outside", "not of this network: nodes have 10.10.0.0/16 and fd"),
         ("2001:db8::1", "outside", "not of this network"),
