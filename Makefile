@@ -11,7 +11,7 @@ PYTHON := $(VENV)/bin/python
 NODE ?= 1
 BOARD ?= x86_64
 
-.PHONY: help setup run stop shell logs image test test-fast test-netns test-scale test-vm fuzz lint format bench lock clean
+.PHONY: help setup run stop shell logs image test test-fast test-netns test-scale test-vm test-cluster test-long test-ha test-endurance conformance fuzz lint format bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,8 +61,23 @@ test-netns: setup ## nodes as processes in network namespaces (root)
 test-scale: setup ## 32 nodes in network namespaces (root, minutes)
 	@$(PYTHON) -m tests.run scale
 
-test-vm: setup ## machines in QEMU
+test-vm: setup ## machines in QEMU, without Kubernetes
 	@$(PYTHON) -m tests.run vm
+
+test-cluster: setup ## Kubernetes on two machines in QEMU
+	@$(PYTHON) -m tests.run cluster
+
+test-long: setup ## stories in QEMU of which `make test` runs a part
+	@$(PYTHON) -m tests.run long
+
+test-ha: setup ## three servers, one of them killed
+	@$(PYTHON) -m tests.run ha
+
+test-endurance: setup ## pods come and go by the hundred
+	@$(PYTHON) -m tests.run endurance
+
+conformance: setup ## the network part of Kubernetes' own end-to-end tests
+	@$(PYTHON) -m tests.run conformance
 
 fuzz: setup ## the unit tests with new and many more random examples (minutes)
 	@SKERRY_HYPOTHESIS=fuzz $(PYTHON) -m pytest tests/unit -q -p no:cacheprovider --timeout 900

@@ -23,6 +23,7 @@ BOOT_SECONDS = 600.0
 
 TEST_LOGS = REPOSITORY / "build" / "test-logs"
 MachineFactory = Callable[[MachineSpec], Machine]
+MachineMaker = Callable[[MachineSpec], Machine]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -88,25 +89,23 @@ def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def start_machine(
+def make_machine(
     request: pytest.FixtureRequest,
     tools: ToolsRoot,
     accelerator: Accelerator,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[MachineFactory]:
-    """Return a function that switches a machine on; all end with the module."""
+) -> Iterator[MachineMaker]:
+    """Return a function that makes a machine, which is off; all end with the module."""
     machines: list[Machine] = []
     module = request.node.name.removesuffix(".py").rpartition("/")[2]
 
-    def start(spec: MachineSpec) -> Machine:
+    def make(spec: MachineSpec) -> Machine:
         used = accelerator if spec.arch is Arch.X86_64 else accel.tcg(spec.arch)
         directory = tmp_path_factory.mktemp(f"{module}-{spec.name}")
-        machine = Machine(spec, directory, accelerator=used, tools=tools)
-        machines.append(machine)
-        machine.start()
-        return machine
+        machines.append(Machine(spec, directory, accelerator=used, tools=tools))
+        return machines[-1]
 
-    yield start
+    yield make
     failed = request.node.stash.get(FAILED, False)
     for machine in machines:
         try:
@@ -117,6 +116,18 @@ def start_machine(
             # Only the disk is large; pytest keeps the directories of three runs.
             for disk in (machine.paths.disk_overlay, machine.paths.disk_copy):
                 disk.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def start_machine(make_machine: MachineMaker) -> MachineFactory:
+    """Return a function that makes a machine and switches it on."""
+
+    def start(spec: MachineSpec) -> Machine:
+        machine = make_machine(spec)
+        machine.start()
+        return machine
+
+    return start
 
 
 def keep_logs(machine: Machine, target: Path) -> None:

@@ -1,20 +1,23 @@
-"""x86-64: what `make run` shows, and what an immutable node promises, on the same two machines.
+"""x86-64: what an immutable node and an overlay promise, on the same two machines.
 
 The tests do not depend on each other's order: each that disturbs a node waits until it is back.
+Only the last one ends the pair: one is revoked, and a third that waited for a token comes.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from image.artifacts import Artifacts
 from image.tools import ToolsRoot
-from qemu import demo
+from qemu import demo, lab
+from qemu.errors import LabError
 from qemu.machine import Machine
 from qemu.watch import peers_up
 from tests.vm.conftest import (
@@ -24,20 +27,34 @@ from tests.vm.conftest import (
     overlay_ipv4,
     wait_ready,
 )
+from tests.vm.remote import OperatorMachine, operator_machine
 
 CAP_NET_ADMIN, CAP_NET_RAW = 1 << 12, 1 << 13
 
 
 @pytest.fixture(scope="module")
-def nodes(
-    start_machine: MachineFactory, x86_image: Artifacts, lan: Path, token: bytes
-) -> tuple[Machine, Machine]:
-    pair = (
-        start_machine(node_spec("node1", x86_image, lan, token)),
-        start_machine(node_spec("node2", x86_image, lan, token)),
-    )
-    wait_ready(list(pair), peers=1)
-    return pair
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the operator has: the network's directory."""
+    return tmp_path_factory.mktemp("operator")
+
+
+@pytest.fixture(scope="module")
+def guests(
+    start_machine: MachineFactory, x86_image: Artifacts, lan: Path, folder: Path
+) -> dict[str, Machine]:
+    """Two nodes that are ready, and a third machine without a token that boots meanwhile."""
+    token = lab.make_tokens(1, folder)[0]
+    machines = {
+        name: start_machine(node_spec(name, x86_image, lan, token)) for name in ("node1", "node2")
+    }
+    wait_ready(list(machines.values()), peers=1)
+    machines["node3"] = start_machine(node_spec("node3", x86_image, lan, None))
+    return machines
+
+
+@pytest.fixture(scope="module")
+def nodes(guests: dict[str, Machine]) -> tuple[Machine, Machine]:
+    return guests["node1"], guests["node2"]
 
 
 @pytest.fixture(params=[0, 1], ids=["node1", "node2"])
@@ -243,7 +260,7 @@ def test_the_machine_is_called_as_the_node(node: Machine) -> None:
 @pytest.mark.parametrize(
     "disturb",
     [
-        "systemctl restart systemd-resolved",
+        pytest.param("systemctl restart systemd-resolved", marks=pytest.mark.long),
         "systemctl kill --signal=KILL systemd-resolved",
         "ip link delete skerry0",
     ],
@@ -277,30 +294,86 @@ def test_a_reboot_keeps_identity_and_address(nodes: tuple[Machine, Machine]) -> 
     assert after["overlay"]["addresses"] == before["overlay"]["addresses"]
 
 
-@pytest.fixture
-def stick(tmp_path: Path, token: bytes, tools: ToolsRoot) -> Iterator[Path]:
-    """A USB stick: FAT, labelled SKERRY, with the token."""
-    file, text = tmp_path / "stick.img", tmp_path / "token.txt"
-    text.write_bytes(token + b"\n")
-    tools.run(["mkfs.vfat", "-C", "-n", "SKERRY", str(file), "4096"], binds=[tmp_path])
-    tools.run(["mcopy", "-i", str(file), str(text), "::token.txt"], binds=[tmp_path])
-    yield file
-    file.unlink()
+@pytest.fixture(scope="module")
+def operator(folder: Path, guests: dict[str, Machine]) -> Iterator[OperatorMachine]:
+    with operator_machine(folder, guests) as made:
+        yield made
 
 
-def test_a_waiting_node_takes_a_token_at_any_time(
-    nodes: tuple[Machine, Machine],
-    start_machine: MachineFactory,
-    x86_image: Artifacts,
-    lan: Path,
-    stick: Path,
+def stick(folder: Path, token: str, tools: ToolsRoot) -> Path:
+    """Return a USB stick: FAT, labelled SKERRY, with the token."""
+    file, text = folder / "stick.img", folder / "token.txt"
+    text.write_text(token + "\n")
+    tools.run(["mkfs.vfat", "-C", "-n", "SKERRY", str(file), "4096"], binds=[folder])
+    tools.run(["mcopy", "-i", str(file), str(text), "::token.txt"], binds=[folder])
+    return file
+
+
+def soon(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait until a condition holds; return the seconds that took."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() < begun + seconds, f"not within {seconds} s: {what}"
+        time.sleep(1)
+    return time.monotonic() - begun
+
+
+def value(machine: Machine, key: str) -> str:
+    """Return what a node's ledger has under a key of the bucket shared; empty: nothing."""
+    shown = machine.run(["skerry", "ledger", "get", "shared", key])
+    return shown.stdout.strip() if shown.exit_status == 0 else ""
+
+
+def put(machine: Machine, key: str, text: str) -> None:
+    machine.run(["skerry", "ledger", "put", "shared", key, text], check=True)
+
+
+def names_up(machine: Machine) -> set[str]:
+    return {str(peer["name"]) for peer in peers_up(demo.node_status(machine))}
+
+
+def test_one_is_revoked_and_is_out_and_a_waiting_third_joins_by_a_rotated_token(
+    guests: dict[str, Machine], operator: OperatorMachine, tools: ToolsRoot, tmp_path: Path
 ) -> None:
-    waiting = start_machine(node_spec("node3", x86_image, lan, None))
+    stays, goes, waiting = guests.values()
     waiting.serial.wait_for("[Ww]aiting for a token", timeout=BOOT_SECONDS)
     boot = waiting.wait_agent(timeout=BOOT_SECONDS)
     assert demo.node_status(waiting)["state"] == "unprovisioned"
-    waiting.attach_file_as_disk(stick)
-    wait_ready([waiting], peers=len(nodes))
+
+    out = str(demo.node_status(goes)["name"])
+    there = overlay_ipv4(demo.node_status(goes))
+    put(stays, "before", "hello")
+    soon(lambda: value(goes, "before") == "hello", 60, "what one writes the other reads")
+
+    members = operator.skerry("node", "ls", "--via", "ssh://node1")
+    assert {one["name"] for one in members["nodes"]} == {
+        str(demo.node_status(one)["name"]) for one in (stays, goes)
+    }
+
+    operator.skerry("revoke", "node", out, "--reason", "stolen", "--via", "ssh://node1")
+    took = soon(lambda: out not in names_up(stays), 60, "the revoked one is no peer any more")
+    print(f"revoked and gone from the peer table within {took:.0f} s (TCG)")
+    # The kernel's own word for "no peer has this address".
+    with pytest.raises(LabError, match="Required key not available"):
+        demo.end_ping(demo.begin_ping(stays, there, count=1, interval=1), timeout=120)
+    put(stays, "after", "a secret plan")
+
+    rotated = operator.skerry("token", "rotate", "--via", "ssh://node1")
+    # It takes a token at any time, without a restart.
+    waiting.attach_file_as_disk(stick(tmp_path, str(rotated["token"]), tools))
+    wait_ready([waiting], peers=1)
     assert waiting.wait_agent() == boot
     assert waiting.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout.strip() == ""
-    waiting.power_off(timeout=BOOT_SECONDS)
+    soon(lambda: value(waiting, "after") == "a secret plan", 120, "the third has the ledger")
+    assert names_up(waiting) == {str(demo.node_status(stays)["name"])}
+    ping = demo.end_ping(
+        demo.begin_ping(waiting, overlay_ipv4(demo.node_status(stays)), count=3, interval=1),
+        timeout=120,
+    )
+    assert ping.received == 3
+
+    assert value(goes, "after") == ""
+    assert names_up(goes) == set()
+    told = demo.node_status(goes)
+    assert told["state"] == "degraded"
+    assert {reason["code"] for reason in told["reasons"]} & {"revoked", "not-let-in"}
