@@ -22,10 +22,10 @@ def result_of(entry: Entry, snapshot: of.Snapshot) -> Result:
     gateways: list[str] = []
     for step in entry.steps:
         match step:
-            case of.Bridge(name, _, given):
+            case of.Bridge(name, _, _, given):
                 gateways = [one.partition("/")[0] for one in given]
                 interfaces.append(_host(name, snapshot))
-            case of.Veth(host, _, mtu):
+            case of.Veth(host, _, mtu, _):
                 interfaces.append(_host(host, snapshot))
                 inside = snapshot.inside.get((entry.netns, entry.attachment.ifname))
                 mac = inside.mac if inside is not None else ""
@@ -61,7 +61,8 @@ def check(
             f"the container {attachment.container} has no {attachment.ifname} in "
             f"{attachment.network}",
         )
-    wrong = [*_against_record(entry, snapshot, leases)]
+    wrong = [] if snapshot.rules else ["the node's own packet filter rules are missing"]
+    wrong += _against_record(entry, snapshot, leases)
     wrong += _against_result(attachment, netns, previous, snapshot)
     if wrong:
         raise CniError(
@@ -109,14 +110,12 @@ def _against_record(entry: Entry, snapshot: of.Snapshot, leases: State) -> list[
         match step:
             case of.Reserve():
                 wrong.append("its addresses are not reserved")
-            case of.Bridge(name, _, gateways):
+            case of.Bridge(name, _, _, gateways):
                 wrong.append(f"the bridge {name} is not up with {', '.join(gateways)}")
-            case of.Veth(host, _, _):
+            case of.Veth(host):
                 wrong.append(f"its link {host} on the node is missing")
             case of.Port(host, bridge):
                 wrong.append(f"{host} is not an open port of {bridge}")
-            case of.Masquerade(sources):
-                wrong.append(f"no masquerade for {', '.join(sources)}")
             case _:
                 pass
     return wrong

@@ -42,43 +42,50 @@ Action = Write | Forget | of.Step | of.Undo
 class Network:
     """How pods of this node are connected; the same for all of them.
 
-    ``mtu`` is the overlay's. ``delegates`` are chained plugins that we call; those of a
-    configuration list are called by the runtime.
+    ``mtu`` is the overlay's. ``routes`` are destinations that a pod reaches through its gateway.
+    With ``gate`` a new pod is held back until its policies are in place.
     """
 
     bridge: str
     mtu: int
     ranges: tuple[PodRange, ...]
-    delegates: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ("0.0.0.0/0", "::/0")
+    gate: bool = False
+
+    def bridge_step(self) -> of.Bridge:
+        """Return the step that all attachments share."""
+        gateways = tuple(f"{pods.gateway}/{pods.network.prefixlen}" for pods in self.ranges)
+        return of.Bridge(self.bridge, self.mtu, of.mac_of(self.ranges[0].gateway.packed), gateways)
 
 
-def entry_for(
-    network: Network, attachment: Attachment, netns: str, lease: Lease, *, masquerade: bool
-) -> Entry:
-    """Return the entry of an attachment that is to be made; nothing is begun."""
+def entry_for(network: Network, attachment: Attachment, netns: str, lease: Lease) -> Entry:
+    """Return the entry of an attachment that is to be made; nothing is begun.
+
+    Nothing but the gateway is on a container's link, not even its neighbours: all that it sends
+    is routed by the node, past the node's filters.
+    """
     host, peer = of.host_name(attachment), of.peer_name(attachment)
-    inside = tuple(
-        f"{address}/{pods.network.prefixlen}"
-        for address, pods in zip(lease.addresses, network.ranges, strict=True)
-    )
-    gateways = tuple(f"{pods.gateway}/{pods.network.prefixlen}" for pods in network.ranges)
-    routes = tuple(
-        ("0.0.0.0/0" if pods.network.version == 4 else "::/0", str(pods.gateway))
+    inside = tuple(f"{one}/{one.max_prefixlen}" for one in lease.addresses)
+    links = tuple((f"{pods.gateway}/{pods.network.max_prefixlen}", "") for pods in network.ranges)
+    ways = tuple(
+        (dst, str(pods.gateway))
         for pods in network.ranges
+        for dst in network.routes
+        if ipaddress.ip_network(dst).version == pods.network.version
     )
+    # Before the link, so that it is the link that goes first when all is undone.
+    gate = (of.Gate(tuple(str(one) for one in lease.addresses)),) if network.gate else ()
     found: list[of.Step] = [
         of.Reserve(attachment),
-        of.Bridge(network.bridge, network.mtu, gateways),
-        of.Veth(host, peer, network.mtu),
+        network.bridge_step(),
+        *gate,
+        of.Veth(host, peer, network.mtu, of.mac_of(lease.packed[0])),
         of.Move(peer, netns, attachment.ifname),
         of.Addresses(netns, attachment.ifname, inside),
-        of.Routes(netns, attachment.ifname, routes),
+        of.Routes(netns, attachment.ifname, links + ways),
+        # Open last: nothing of a half-made container reaches the network.
+        of.Port(host, network.bridge),
     ]
-    if masquerade:
-        found.append(of.Masquerade(tuple(str(one) for one in lease.addresses)))
-    # Open last: nothing of a half-made container reaches the network.
-    found.append(of.Port(host, network.bridge))
-    found += [of.Delegate(plugin, attachment) for plugin in network.delegates]
     return Entry(attachment, netns, Phase.ADDING, tuple(found), 0)
 
 
@@ -109,23 +116,18 @@ def add(
     return (*found, Write(whole))
 
 
-def delete(
-    attachment: Attachment,
-    entry: Entry | None,
-    lease: Lease | None,
-    delegates: tuple[str, ...] = (),
-) -> tuple[Action, ...]:
+def delete(attachment: Attachment, entry: Entry | None, lease: Lease | None) -> tuple[Action, ...]:
     """Return what removes an attachment, the same after a failed step as after a kill.
 
     It needs no namespace: the host's end goes, and with it all that is inside. Without an entry
     everything is derived from the attachment and its lease, so a lost record leaks nothing.
     """
     if entry is None:
-        sources = tuple(str(one) for one in lease.addresses) if lease is not None else ()
-        undo: list[of.Undo] = [of.Undelegate(plugin, attachment) for plugin in reversed(delegates)]
-        if sources:
-            undo.append(of.Unmasquerade(sources))
-        undo += [of.RemoveVeth(of.host_name(attachment)), of.Release(attachment)]
+        addresses = tuple(str(one) for one in lease.addresses) if lease is not None else ()
+        undo: list[of.Undo] = [of.RemoveVeth(of.host_name(attachment))]
+        if addresses:
+            undo.append(of.Ungate(addresses))
+        undo.append(of.Release(attachment))
         entry = Entry(attachment, "", Phase.REMOVING, (), 0, tuple(undo))
     # Each undo may be repeated, so one record before the first of them is enough.
     removing = msgspec.structs.replace(entry, phase=Phase.REMOVING)
@@ -138,7 +140,6 @@ def collect(
     entries: Iterable[Entry],
     leases: State,
     busy: Collection[Attachment] = (),
-    delegates: tuple[str, ...] = (),
 ) -> tuple[Action, ...]:
     """Return what a GC of a network removes: all that is neither valid nor worked on."""
     known = {one.attachment: one for one in entries}
@@ -147,7 +148,7 @@ def collect(
     for attachment in sorted({*known, *held}):
         if attachment.network == network and attachment not in valid and attachment not in busy:
             entry, lease = known.get(attachment), held.get(attachment)
-            found += delete(attachment, entry, lease, delegates)
+            found += delete(attachment, entry, lease)
     return tuple(found)
 
 
@@ -158,7 +159,6 @@ def reconcile(
     *,
     busy: Collection[Attachment] = (),
     complete: bool = True,
-    delegates: tuple[str, ...] = (),
 ) -> tuple[Action, ...]:
     """Return what makes the kernel, the leases (`recovered` first) and the records agree.
 
@@ -182,7 +182,7 @@ def reconcile(
         else:
             found += delete(entry.attachment, entry, None)
     if complete:
-        found += _orphans(kept, recorded, snapshot, leases, delegates)
+        found += _orphans(kept, recorded, snapshot, leases)
     return tuple(found)
 
 
@@ -213,24 +213,23 @@ def _orphans(
     recorded: Mapping[Attachment, Entry],
     snapshot: of.Snapshot,
     leases: State,
-    delegates: tuple[str, ...],
 ) -> list[Action]:
     names = {of.host_name(one) for one in {*kept, *recorded}}
-    sources = {
-        str(one) for lease in leases.leases if lease.attachment in kept for one in lease.addresses
+    known = {
+        str(one)
+        for lease in leases.leases
+        if lease.attachment in kept or lease.attachment in recorded
+        for one in lease.addresses
     }
-    for key in kept:
-        for step in recorded[key].steps if key in recorded else ():
-            sources |= set(step.sources) if isinstance(step, of.Masquerade) else set()
     found: list[Action] = [
         of.RemoveVeth(name)
         for name in sorted(snapshot.links)
         if of.is_host_name(name) and name not in names
     ]
-    stray = tuple(sorted(snapshot.masqueraded - sources))
+    stray = tuple(sorted(snapshot.held - known))
     if stray:
-        found.append(of.Unmasquerade(stray))
+        found.append(of.Ungate(stray))
     for lease in leases.leases:
         if lease.attachment not in kept and lease.attachment not in recorded:
-            found += delete(lease.attachment, None, lease, delegates)
+            found += delete(lease.attachment, None, lease)
     return found

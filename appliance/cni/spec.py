@@ -91,7 +91,6 @@ class _Config(msgspec.Struct, frozen=True, rename="camel"):
     cni_version: str | None = None
     name: str | None = None
     type: str | None = None
-    ip_masq: bool | None = None
     ipam: msgspec.Raw = _NULL
     # Read apart, and not at all for a DEL, which must come through whatever else is spoilt.
     runtime_config: msgspec.Raw = _NULL
@@ -120,7 +119,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     attachment: Attachment | None = None
     netns: str = ""
     args: tuple[tuple[str, str], ...] = ()
-    masquerade: bool = True
     ports: tuple[PortMapping, ...] = ()
     bandwidth: Bandwidth | None = None
     previous: Result | None = None
@@ -235,7 +233,6 @@ def _build(command: Command, version: str, config: _Config, env: dict[str, str])
     return msgspec.structs.replace(
         request,
         args=_read_args(env.get("CNI_ARGS", "")),
-        masquerade=config.ip_masq is not False,
         ports=_check_ports(runtime.port_mappings or ()),
         bandwidth=_check_bandwidth(runtime.bandwidth),
     )

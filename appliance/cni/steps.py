@@ -18,6 +18,8 @@ import msgspec
 from appliance.cni.spec import Attachment
 
 _HOST, _PEER = "skp", "skt"
+# Locally administered (the 2 of the first number), and one machine's.
+_MAC = b"\x0a\x73"
 _IS_HOST = re.compile(rf"{_HOST}[a-z2-7]{{12}}\Z")
 
 
@@ -36,15 +38,17 @@ class Bridge(_Step, frozen=True, tag="bridge"):
 
     name: str
     mtu: int
+    mac: str
     gateways: tuple[str, ...]
 
 
 class Veth(_Step, frozen=True, tag="veth"):
-    """Make a pair of links, both on the node."""
+    """Make a pair of links, both on the node; ``mac`` is the container's end's."""
 
     host: str
     peer: str
     mtu: int
+    mac: str
 
 
 class Move(_Step, frozen=True, tag="move"):
@@ -64,7 +68,7 @@ class Addresses(_Step, frozen=True, tag="addresses"):
 
 
 class Routes(_Step, frozen=True, tag="routes"):
-    """Set the container's routes: destination and gateway."""
+    """Set the container's routes: destination and gateway, "" for what is on the link."""
 
     netns: str
     ifname: str
@@ -78,30 +82,19 @@ class Port(_Step, frozen=True, tag="port"):
     bridge: str
 
 
-class Masquerade(_Step, frozen=True, tag="masquerade"):
-    """Have what these addresses send out of the cluster leave under the node's address."""
+class Gate(_Step, frozen=True, tag="gate"):
+    """Hold back what these addresses send and are sent, until whoever enforces policies is ready.
 
-    sources: tuple[str, ...]
+    It takes them out of the gate itself, so nothing here does that for a running container.
+    """
 
-
-class Delegate(_Step, frozen=True, tag="delegate"):
-    """Run the ADD of a chained plugin that we call ourselves."""
-
-    plugin: str
-    attachment: Attachment
+    addresses: tuple[str, ...]
 
 
-class Undelegate(_Step, frozen=True, tag="undelegate"):
-    """Run the DEL of a chained plugin."""
+class Ungate(_Step, frozen=True, tag="ungate"):
+    """Take addresses out of the gate; they may be out of it."""
 
-    plugin: str
-    attachment: Attachment
-
-
-class Unmasquerade(_Step, frozen=True, tag="unmasquerade"):
-    """Take a masquerade back."""
-
-    sources: tuple[str, ...]
+    addresses: tuple[str, ...]
 
 
 class RemoveVeth(_Step, frozen=True, tag="remove-veth"):
@@ -116,11 +109,11 @@ class Release(_Step, frozen=True, tag="release"):
     attachment: Attachment
 
 
-Step = Reserve | Bridge | Veth | Move | Addresses | Routes | Port | Masquerade | Delegate
-Undo = Undelegate | Unmasquerade | RemoveVeth | Release
+Step = Reserve | Bridge | Veth | Move | Addresses | Routes | Gate | Port
+Undo = Ungate | RemoveVeth | Release
 # What can be put right under a running container. Of its own side nothing is: it is the container's
 # from the moment it starts, and what changed it there is not for us to know.
-REPAIRABLE = (Reserve, Bridge, Port, Masquerade)
+REPAIRABLE = (Reserve, Bridge, Port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +143,8 @@ class Snapshot:
     """What the kernel shows at one moment.
 
     ``namespaces`` are the paths of those asked for that exist, ``inside`` goes by path and name.
-    Addresses carry their prefix, except those that are masqueraded.
+    Addresses carry their prefix, except those ``held`` at the gate. ``rules`` says that the node's
+    own are there: masquerade and the gate.
     """
 
     namespaces: frozenset[str] = frozenset()
@@ -158,7 +152,8 @@ class Snapshot:
     inside: Mapping[tuple[str, str], InsideLink] = field(
         default_factory=lambda: MappingProxyType({})
     )
-    masqueraded: frozenset[str] = frozenset()
+    held: frozenset[str] = frozenset()
+    rules: bool = True
 
 
 def host_name(attachment: Attachment) -> str:
@@ -171,20 +166,28 @@ def peer_name(attachment: Attachment) -> str:
     return _PEER + _tail(attachment)
 
 
+def mac_of(packed: bytes) -> str:
+    """Return the hardware address that goes with an address: of our own, not of any maker.
+
+    Whoever gets an address again gets this again, so that no neighbour remembers a wrong one.
+    """
+    return ":".join(f"{one:02x}" for one in _MAC + packed[-4:])
+
+
 def is_host_name(name: str) -> bool:
     """Say whether a link is, by its name, the host's end of one of our pairs."""
     return _IS_HOST.match(name) is not None
 
 
 def is_done(step: Step, snapshot: Snapshot, leased: frozenset[Attachment]) -> bool:
-    """Say whether the effect of a step is there; a chained plugin's is not ours to see."""
+    """Say whether the effect of a step is there; a gate may have been opened since."""
     match step:
         case Reserve(attachment):
             return attachment in leased
-        case Bridge(name, _, gateways):
+        case Bridge(name, _, _, gateways):
             bridge = snapshot.links.get(name)
             return bridge is not None and bridge.up and bridge.addresses >= set(gateways)
-        case Veth(host, _, _):
+        case Veth(host):
             return host in snapshot.links
         case Move(_, netns, ifname):
             return (netns, ifname) in snapshot.inside
@@ -197,9 +200,7 @@ def is_done(step: Step, snapshot: Snapshot, leased: frozenset[Attachment]) -> bo
         case Port(host, bridge_name):
             link = snapshot.links.get(host)
             return link is not None and link.up and link.master == bridge_name
-        case Masquerade(sources):
-            return snapshot.masqueraded >= set(sources)
-        case Delegate():
+        case Gate():
             return True
 
 
@@ -208,11 +209,9 @@ def undo_of(steps: tuple[Step, ...]) -> tuple[Undo, ...]:
     found: list[Undo] = []
     for step in reversed(steps):
         match step:
-            case Delegate(plugin, attachment):
-                found.append(Undelegate(plugin, attachment))
-            case Masquerade(sources):
-                found.append(Unmasquerade(sources))
-            case Veth(host, _, _):
+            case Gate(addresses):
+                found.append(Ungate(addresses))
+            case Veth(host):
                 found.append(RemoveVeth(host))
             case Reserve(attachment):
                 found.append(Release(attachment))

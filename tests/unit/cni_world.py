@@ -18,7 +18,7 @@ from appliance.cni.spec import Attachment
 
 BOOT = "boot-1"
 RANGES = (PodRange.of("10.42.1.0/29"), PodRange.of("fd42::/64"))
-NETWORK = Network("skbr0", 1380, RANGES, ("portmap", "bandwidth"))
+NETWORK = Network("skbr0", 1380, RANGES, gate=True)
 
 
 class KilledError(Exception):
@@ -42,8 +42,9 @@ class World:
     # Ends that were not moved yet, and the host's ends of them.
     peers: dict[str, str] = field(default_factory=dict)
     inside: dict[tuple[str, str], Inside] = field(default_factory=dict)
-    masqueraded: set[str] = field(default_factory=set)
-    delegated: set[tuple[str, Attachment]] = field(default_factory=set)
+    # Addresses at the gate.
+    held: set[str] = field(default_factory=set)
+    rules: bool = True
     records: dict[Attachment, bytes] = field(default_factory=dict)
     lease_record: bytes = field(default_factory=lambda: ipam.dump(ipam.empty(BOOT)))
     # What the running supervisor has in its memory.
@@ -63,7 +64,7 @@ class World:
 
     def wanted(self, attachment: Attachment, netns: str, network: Network = NETWORK) -> Entry:
         self.state, lease = ipam.allocate(self.state, network.ranges, attachment)
-        return of.entry_for(network, attachment, netns, lease, masquerade=True)
+        return of.entry_for(network, attachment, netns, lease)
 
     def add(self, attachment: Attachment, netns: str, network: Network = NETWORK) -> Entry:
         entry = self.wanted(attachment, netns, network)
@@ -72,14 +73,10 @@ class World:
 
     def delete(self, attachment: Attachment) -> None:
         lease = self.state.find(attachment)
-        self.perform(of.delete(attachment, self.entry(attachment), lease, NETWORK.delegates))
+        self.perform(of.delete(attachment, self.entry(attachment), lease))
 
     def gc(self, valid: Iterable[Attachment], busy: Iterable[Attachment] = ()) -> None:
-        self.perform(
-            of.collect(
-                "skerry", set(valid), self.entries(), self.state, set(busy), NETWORK.delegates
-            )
-        )
+        self.perform(of.collect("skerry", set(valid), self.entries(), self.state, set(busy)))
 
     def start(self) -> None:
         """A supervisor starts: all that it knows is on the disk and in the kernel."""
@@ -89,9 +86,7 @@ class World:
         self.reconcile()
 
     def reconcile(self) -> None:
-        self.perform(
-            of.reconcile(self.entries(), self.snapshot(), self.state, delegates=NETWORK.delegates)
-        )
+        self.perform(of.reconcile(self.entries(), self.snapshot(), self.state))
 
     def entries(self) -> list[Entry]:
         found = [load(record, BOOT) for record in self.records.values()]
@@ -126,7 +121,7 @@ class World:
             for key, one in self.inside.items()
         }
         return steps.Snapshot(
-            frozenset(self.namespaces), links, inside, frozenset(self.masqueraded)
+            frozenset(self.namespaces), links, inside, frozenset(self.held), self.rules
         )
 
     def traces(self) -> tuple[object, ...]:
@@ -138,8 +133,7 @@ class World:
                 key: (one.host, one.addresses, one.routes, one.up)
                 for key, one in self.inside.items()
             },
-            set(self.masqueraded),
-            sorted(self.delegated),
+            set(self.held),
             sorted(self.records),
             ipam.load(self.lease_record).leases,
             self.state.leases,
@@ -164,22 +158,18 @@ class World:
             case steps.Release(attachment):
                 self.state = ipam.release(self.state, attachment)
                 self._write_leases()
-            case steps.Delegate(plugin, attachment):
-                self.delegated.add((plugin, attachment))
-            case steps.Undelegate(plugin, attachment):
-                self.delegated.discard((plugin, attachment))
-            case steps.Masquerade(sources):
-                self.masqueraded |= set(sources)
-            case steps.Unmasquerade(sources):
-                self.masqueraded -= set(sources)
+            case steps.Gate(addresses):
+                self.held |= set(addresses)
+            case steps.Ungate(addresses):
+                self.held -= set(addresses)
             case _:
                 self._do_link(action)
 
     def _do_link(self, action: Action) -> None:
         match action:
-            case steps.Bridge(name, _, gateways):
+            case steps.Bridge(name, _, _, gateways):
                 self.bridges.setdefault(name, set()).update(gateways)
-            case steps.Veth(host, peer, _):
+            case steps.Veth(host, peer):
                 self._remove_veth(host)
                 self.hosts[host] = ""
                 self.peers[peer] = host

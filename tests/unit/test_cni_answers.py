@@ -43,10 +43,12 @@ def test_a_result_tells_what_was_made() -> None:
     assert shown["interfaces"][2]["mtu"] == 1380
     assert shown["interfaces"][2]["mac"] == f"mac in {NETNS}"
     assert shown["ips"] == [
-        {"address": "10.42.1.2/29", "gateway": "10.42.1.1", "interface": 2},
-        {"address": "fd42::2/64", "gateway": "fd42::1", "interface": 2},
+        {"address": "10.42.1.2/32", "gateway": "10.42.1.1", "interface": 2},
+        {"address": "fd42::2/128", "gateway": "fd42::1", "interface": 2},
     ]
     assert shown["routes"] == [
+        {"dst": "10.42.1.1/32"},
+        {"dst": "fd42::1/128"},
         {"dst": "0.0.0.0/0", "gw": "10.42.1.1"},
         {"dst": "::/0", "gw": "fd42::1"},
     ]
@@ -73,14 +75,14 @@ def test_every_difference_is_found() -> None:
     inside = machine.inside[NETNS, "eth0"]
     machine.hosts[HOST] = "other"
     assert f"{HOST} is not an open port of skbr0" in found(machine, result)
-    machine.masqueraded.clear()
-    assert "masquerade" in found(machine, result)
+    machine.rules = False
+    assert "packet filter rules" in found(machine, result)
     machine.bridges["skbr0"].discard("fd42::1/64")
     assert "bridge skbr0" in found(machine, result)
     machine.state = ipam.empty(BOOT)
     assert "not reserved" in found(machine, result)
-    inside.addresses.discard("fd42::2/64")
-    assert "lacks the address fd42::2/64" in found(machine, result)
+    inside.addresses.discard("fd42::2/128")
+    assert "lacks the address fd42::2/128" in found(machine, result)
     inside.routes.discard(("::/0", "fd42::1"))
     assert "lacks the route to ::/0" in found(machine, result)
     inside.up = False

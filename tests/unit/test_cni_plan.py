@@ -37,12 +37,16 @@ def test_an_add_gives_the_container_all_it_needs() -> None:
     machine = world()
     entry = machine.add(POD, NETNS)
     inside = machine.inside[NETNS, "eth0"]
-    assert inside.addresses == {"10.42.1.3/29", "fd42::3/64"}
-    assert inside.routes == {("0.0.0.0/0", "10.42.1.1"), ("::/0", "fd42::1")}
+    assert inside.addresses == {"10.42.1.3/32", "fd42::3/128"}
+    assert inside.routes == {
+        ("10.42.1.1/32", ""),
+        ("0.0.0.0/0", "10.42.1.1"),
+        ("fd42::1/128", ""),
+        ("::/0", "fd42::1"),
+    }
     assert machine.bridges == {"skbr0": {"10.42.1.1/29", "fd42::1/64"}}
     assert machine.hosts[steps.host_name(POD)] == "skbr0"
-    assert {"10.42.1.3", "fd42::3"} <= machine.masqueraded
-    assert {("portmap", POD), ("bandwidth", POD)} <= machine.delegated
+    assert {"10.42.1.3", "fd42::3"} <= machine.held
     recorded = machine.entry(POD)
     assert recorded is not None
     assert (recorded.phase, recorded.begun) == (Phase.ADDED, len(entry.steps))
@@ -59,20 +63,21 @@ def test_each_step_is_written_down_before_it_is_done() -> None:
             assert before.entry.begun == begun
             assert before.entry.steps[begun - 1] == action
             assert before.entry.phase is Phase.ADDING
-    assert begun == 10
-    # Nothing half made can send: the port opens after the addresses, routes and masquerade.
+    assert begun == 8
+    # Nothing half made can send: the port opens after the addresses, routes and gate.
     kinds = [type(one) for one in actions]
     assert kinds.index(steps.Port) > max(
-        kinds.index(one) for one in (steps.Addresses, steps.Routes, steps.Masquerade)
+        kinds.index(one) for one in (steps.Addresses, steps.Routes, steps.Gate)
     )
 
 
-def test_without_masquerade_and_delegates_there_are_none() -> None:
-    bare = plan.Network("skbr0", 1380, RANGES[:1])
+def test_without_a_gate_there_is_none_and_only_the_routes_that_are_asked_for() -> None:
+    bare = plan.Network("skbr0", 1380, RANGES[:1], ("10.0.0.0/8", "fd00::/8"))
     _, lease = ipam.allocate(ipam.empty(BOOT), bare.ranges, POD)
-    entry = plan.entry_for(bare, POD, NETNS, lease, masquerade=False)
-    kinds = {type(one) for one in entry.steps}
-    assert not kinds & {steps.Masquerade, steps.Delegate}
+    entry = plan.entry_for(bare, POD, NETNS, lease)
+    assert steps.Gate not in {type(one) for one in entry.steps}
+    routes = (("10.42.1.1/32", ""), ("10.0.0.0/8", "10.42.1.1"))
+    assert steps.Routes(NETNS, "eth0", routes) in entry.steps
 
 
 def test_a_del_leaves_nothing_and_may_come_again() -> None:
@@ -121,7 +126,7 @@ ADDING, REMOVING = lengths()
 
 
 def test_there_is_a_kill_for_every_step() -> None:
-    assert (ADDING, REMOVING) == (21, 7)
+    assert (ADDING, REMOVING) == (17, 5)
 
 
 @pytest.mark.parametrize("killed", range(ADDING))
@@ -211,7 +216,7 @@ def test_a_repeated_add_does_nothing_or_what_is_missing() -> None:
     entry = machine.wanted(POD, NETNS)
     snapshot = machine.snapshot()
     assert plan.add(entry, machine.entry(POD), snapshot, machine.state) == ()
-    machine.masqueraded.discard("10.42.1.3")
+    machine.hosts[steps.host_name(POD)] = ""
     machine.add(POD, NETNS)
     assert machine.traces() == whole
     machine.end_namespace(NETNS)
@@ -224,7 +229,6 @@ def test_what_a_whole_one_lacks_on_the_node_is_put_right() -> None:
     machine = world()
     machine.add(POD, NETNS)
     whole = copy.deepcopy(machine.traces())
-    machine.masqueraded.clear()
     machine.bridges.clear()
     machine.hosts = dict.fromkeys(machine.hosts, "")
     machine.lease_record = ipam.dump(ipam.empty(BOOT))
@@ -233,7 +237,9 @@ def test_what_a_whole_one_lacks_on_the_node_is_put_right() -> None:
     assert machine.bridges == {"skbr0": {"10.42.1.1/29", "fd42::1/64"}}
     # The lost record of leases does not let a running pod's address go to another.
     third = machine.add(Attachment("skerry", "cc33", "eth0"), "/run/netns/c")
-    assert third.steps[4] == steps.Addresses("/run/netns/c", "eth0", ("10.42.1.4/29", "fd42::4/64"))
+    assert third.steps[5] == steps.Addresses(
+        "/run/netns/c", "eth0", ("10.42.1.4/32", "fd42::4/128")
+    )
 
 
 def test_what_the_container_did_to_itself_stays() -> None:
@@ -267,6 +273,7 @@ def test_what_nobody_recorded_goes_unless_a_record_could_not_be_read() -> None:
     del machine.records[POD]
     left = plan.reconcile(machine.entries(), machine.snapshot(), machine.state, complete=False)
     assert left == ()
+    machine.held.add("10.42.1.6")
     machine.start()
     assert machine.hosts.pop("skpfoo") == "br-of-somebody"
     assert machine.traces() == clean
@@ -274,10 +281,8 @@ def test_what_nobody_recorded_goes_unless_a_record_could_not_be_read() -> None:
 
 def test_without_any_record_the_kernel_alone_tells_what_goes() -> None:
     machine = world()
-    machine.delegated.clear()
     clean = copy.deepcopy(machine.traces())
     machine.add(POD, NETNS)
-    machine.delegated.clear()
     del machine.records[POD]
     machine.state = ipam.release(machine.state, POD)
     machine.lease_record = ipam.dump(machine.state)
@@ -345,7 +350,7 @@ def test_any_sequence_ends_without_a_trace(moves: list[tuple[str, int]]) -> None
         assert len(set(inside)) == len(inside)
     machine.start()
     machine.gc(())
-    assert machine.traces() == ({}, {}, {}, set(), [], [], (), ())
+    assert machine.traces() == ({}, {}, {}, set(), [], (), ())
 
 
 def test_our_own_configuration_is_taken_and_gives_the_same_network() -> None:
@@ -365,7 +370,6 @@ def test_our_own_configuration_is_taken_and_gives_the_same_network() -> None:
         "CNI_NETNS": NETNS,
     }
     request = read_request(json.dumps({"env": env, "stdin": json.dumps(config)}).encode())
-    assert request.masquerade
     ranges = tuple(map(PodRange.of, networks))
     assert [one.gateway for one in ranges] == [
         ipaddress.ip_address(one["gateway"]) for one in config["ranges"]
@@ -373,11 +377,9 @@ def test_our_own_configuration_is_taken_and_gives_the_same_network() -> None:
     assert request.attachment is not None
     _, lease = ipam.allocate(ipam.empty(BOOT), ranges, request.attachment)
     network = plan.Network(given.bridge, given.mtu, ranges)
-    entry = plan.entry_for(network, request.attachment, request.netns, lease, masquerade=True)
-    assert (
-        steps.Bridge("skerry-pods", 1380, ("10.42.7.1/24", "fd42::af4:700:0:0:1/80"))
-        == entry.steps[1]
-    )
+    entry = plan.entry_for(network, request.attachment, request.netns, lease)
+    gateways = ("10.42.7.1/24", "fd42::af4:700:0:0:1/80")
+    assert entry.steps[1] == steps.Bridge("skerry-pods", 1380, "0a:73:0a:2a:07:01", gateways)
 
 
 def test_names_fit_and_differ() -> None:

@@ -90,12 +90,10 @@ def test_an_add_is_read_whole() -> None:
     assert request.attachment == Attachment("skerry", ID, "eth0")
     assert request.netns == "/var/run/netns/cni-1"
     assert request.args == (("IgnoreUnknown", "1"), ("K8S_POD_NAME", "web-0"), ("EMPTY", ""))
-    assert not request.masquerade
     assert [(one.host_port, one.container_port) for one in request.ports] == [(8080, 80)]
     assert request.ports[0].host_ip == "127.0.0.1"
     assert request.bandwidth is not None
     assert request.bandwidth.ingress_burst == 2000
-    assert call("ADD").masquerade
     assert call("ADD", ipam={}, dns=None, prevResult=None).previous is None
 
 
