@@ -7,7 +7,7 @@ library) and what needs a C compiler (a backend that we do not use) is stood in 
 
 from __future__ import annotations
 
-from image.golang import Program
+from image.golang import MODULES, Program
 
 FLANNELD = Program(
     "flannel",
@@ -18,3 +18,5 @@ FLANNELD = Program(
 )
 # For tests and benchmarks without Kubernetes; no image has it.
 ETCD = Program("flannel", "go.etcd.io/etcd/server/v3", "etcd")
+# Stands before the other programs in the daemon's PATH.
+TOOLS = MODULES / "flannel" / "tools"

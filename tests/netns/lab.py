@@ -336,6 +336,7 @@ class Lab:
         self.nodes: list[Node] = []
         self.home = Lan("lan", "192.168.77")
         self._routers: list[str] = []
+        self._others: list[str] = []
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
@@ -375,6 +376,11 @@ class Lab:
         node = Node(self, next(self._numbers), lan or self.home)
         self.nodes.append(node)
         return node
+
+    def namespace(self, name: str) -> None:
+        """Add a namespace, for a pod say, that goes when the lab goes."""
+        run("ip", "netns", "add", name)
+        self._others.append(name)
 
     def crowd(self, count: int) -> list[Node]:
         """Add many nodes to the LAN."""
@@ -450,7 +456,8 @@ class Lab:
 
     def close(self) -> None:
         """Take everything away."""
-        namespaces = [self.switch, *self._routers, *(node.namespace for node in self.nodes)]
+        namespaces = [*self._others, self.switch, *self._routers]
+        namespaces += [node.namespace for node in self.nodes]
         for namespace in namespaces:
             for pid in run("ip", "netns", "pids", namespace, check=False).split():
                 with suppress(ProcessLookupError):
