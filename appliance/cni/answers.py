@@ -25,7 +25,7 @@ def result_of(entry: Entry, snapshot: of.Snapshot) -> Result:
             case of.Bridge(name, _, _, given):
                 gateways = [one.partition("/")[0] for one in given]
                 interfaces.append(_host(name, snapshot))
-            case of.Veth(host, _, mtu, _):
+            case of.Veth(host, _, _, mtu):
                 interfaces.append(_host(host, snapshot))
                 inside = snapshot.inside.get((entry.netns, entry.attachment.ifname))
                 mac = inside.mac if inside is not None else ""
@@ -112,7 +112,7 @@ def _against_record(entry: Entry, snapshot: of.Snapshot, leases: State) -> list[
                 wrong.append("its addresses are not reserved")
             case of.Bridge(name, _, _, gateways):
                 wrong.append(f"the bridge {name} is not up with {', '.join(gateways)}")
-            case of.Veth(host):
+            case of.Veth(host) if host not in snapshot.links:
                 wrong.append(f"its link {host} on the node is missing")
             case of.Port(host, bridge):
                 wrong.append(f"{host} is not an open port of {bridge}")

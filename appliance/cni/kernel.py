@@ -19,13 +19,14 @@ from appliance.cni import namespaces, rules
 from appliance.cni import netlink as nl
 from appliance.cni import steps as of
 from appliance.cni.journal import Entry
-from appliance.cni.rtnetlink import KernelError, Rtnetlink
+from appliance.cni.netlink_socket import KernelError, Netlink
 from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)
 
 _SETTINGS = Path("/proc/sys/net")
 _NFT_SECONDS = 20.0
+_NETLINK_NETFILTER = 12  # netlink(7); Python has no name for it
 # A pod takes its addresses and routes from us, from nobody on its link.
 _OF_A_POD = (
     ("ipv4/conf/{}/accept_redirects", "0"),
@@ -49,7 +50,7 @@ class Kernel:
     """The node's own side, and through opened namespaces the containers'."""
 
     def __init__(self) -> None:
-        self._rules = ""
+        self._rules: tuple[str, bytes] | None = None
         self._lock = threading.Lock()
 
     # What all pods share
@@ -57,17 +58,12 @@ class Kernel:
     def prepare(self, bridge: of.Bridge, table: str) -> None:
         """Have forwarding, the bridge and the table. Raises SkerryError."""
         _forward(ipv6=any(":" in one for one in bridge.gateways))
-        with Rtnetlink() as netlink:
+        with Netlink() as netlink:
             _bridge(netlink, bridge)
         with self._lock:
-            if table != self._rules or not self.has_rules():
+            if self._rules != (table, _table_handle()):
                 _nft(table)
-                self._rules = table
-
-    def has_rules(self) -> bool:
-        """Say whether our table is there."""
-        done = _run_nft(["list", "chain", "inet", rules.TABLE, "leave"])
-        return done.returncode == 0
+                self._rules = (table, _table_handle())
 
     # Steps
 
@@ -80,19 +76,16 @@ class Kernel:
             case of.Gate(addresses):
                 _nft(rules.hold_text(addresses))
             case of.Ungate(addresses):
-                self._ungate(addresses)
+                # Without the table nothing is held.
+                if _table_handle():
+                    _nft(rules.release_text(addresses))
             case of.Addresses() | of.Routes():
                 namespaces.inside(_opened(namespace), lambda: _perform_inside(step))
             case of.Reserve() | of.Release():
                 pass
             case _:
-                with Rtnetlink() as netlink:
+                with Netlink() as netlink:
                     _perform(netlink, step, namespace)
-
-    def _ungate(self, addresses: Sequence[str]) -> None:
-        # Without the table nothing is held.
-        if self.has_rules():
-            _nft(rules.release_text(addresses))
 
     # What is there
 
@@ -107,16 +100,16 @@ class Kernel:
             link = namespaces.inside(namespace, lambda: _look_inside(ifname))
             paths = frozenset({entry.netns})
             found = {(entry.netns, ifname): link} if link is not None else {}
-        with Rtnetlink() as netlink:
+        with Netlink() as netlink:
             links = _host_links(netlink, filter(None, map(netlink.link, sorted(names))))
-        return of.Snapshot(paths, links, found)
+        return of.Snapshot(paths, links, found, rules=bool(_table_handle()))
 
     def snapshot(self, entries: Iterable[Entry]) -> of.Snapshot:
         """Return what there is on the node; of containers only whether they are there.
 
         One counts as there as long as its link leads somewhere: its path may be out of our sight.
         """
-        with Rtnetlink() as netlink:
+        with Netlink() as netlink:
             found = netlink.links()
             links = _host_links(netlink, found)
         alive = {one.name for one in found if one.elsewhere}
@@ -134,19 +127,17 @@ class Kernel:
 # On the node
 
 
-def _perform(netlink: Rtnetlink, step: of.Step | of.Undo, namespace: int | None) -> None:
+def _perform(netlink: Netlink, step: of.Step | of.Undo, namespace: int | None) -> None:
     match step:
         case of.Bridge():
             _bridge(netlink, step)
-        case of.Veth(host, peer, mtu, mac):
+        case of.Veth(host, _, ifname, mtu, mac):
             _remove(netlink, host)
-            _remove(netlink, peer)
-            netlink.do(nl.make_veth(host, peer, mtu, mac))
-        case of.Move(peer, _, ifname):
-            link = _need(netlink, peer)
-            netlink.do(nl.move_link(link.index, _opened(namespace), ifname))
+            netlink.do(nl.make_veth(host, _opened(namespace), ifname, mtu, mac))
         case of.Port(host, name):
             bridge, link = _need(netlink, name), _need(netlink, host)
+            # A port is no end of anything: it needs no address, and would only look for one.
+            _write(_SETTINGS / "ipv6/conf" / host / "disable_ipv6", "1")
             _port(netlink, link, bridge)
         case of.RemoveVeth(host):
             _remove(netlink, host)
@@ -154,7 +145,7 @@ def _perform(netlink: Rtnetlink, step: of.Step | of.Undo, namespace: int | None)
             raise AssertionError(step)
 
 
-def _bridge(netlink: Rtnetlink, step: of.Bridge) -> None:
+def _bridge(netlink: Netlink, step: of.Bridge) -> None:
     link = netlink.link(step.name)
     if link is None:
         try:
@@ -180,7 +171,7 @@ def _bridge(netlink: Rtnetlink, step: of.Bridge) -> None:
         netlink.do(*wanted)
 
 
-def _port(netlink: Rtnetlink, link: nl.Link, bridge: nl.Link) -> None:
+def _port(netlink: Netlink, link: nl.Link, bridge: nl.Link) -> None:
     what = f"making {link.name} a port of {bridge.name}"
     netlink.do(
         nl.set_link(link.index, what, master=bridge.index),
@@ -201,7 +192,7 @@ def _filters_frames() -> bool:
         return False
 
 
-def _remove(netlink: Rtnetlink, name: str) -> None:
+def _remove(netlink: Netlink, name: str) -> None:
     try:
         netlink.do(nl.delete_link(name))
     except KernelError as error:
@@ -209,14 +200,14 @@ def _remove(netlink: Rtnetlink, name: str) -> None:
             raise
 
 
-def _need(netlink: Rtnetlink, name: str) -> nl.Link:
+def _need(netlink: Netlink, name: str) -> nl.Link:
     link = netlink.link(name)
     if link is None:
         raise KernelError(errno.ENODEV, f"looking for {name}")
     return link
 
 
-def _host_links(netlink: Rtnetlink, found: Iterable[nl.Link]) -> Mapping[str, of.HostLink]:
+def _host_links(netlink: Netlink, found: Iterable[nl.Link]) -> Mapping[str, of.HostLink]:
     known = list(found)
     names = {one.index: one.name for one in known}
     links = {}
@@ -245,7 +236,7 @@ def _forward(*, ipv6: bool) -> None:
 
 
 def _perform_inside(step: of.Addresses | of.Routes) -> None:
-    with Rtnetlink() as netlink:
+    with Netlink() as netlink:
         link = _need(netlink, step.ifname)
         if isinstance(step, of.Addresses):
             _write_settings(_OF_A_POD, step.ifname)
@@ -258,7 +249,7 @@ def _perform_inside(step: of.Addresses | of.Routes) -> None:
 
 
 def _look_inside(ifname: str) -> of.InsideLink | None:
-    with Rtnetlink() as netlink:
+    with Netlink() as netlink:
         link = netlink.link(ifname)
         if link is None:
             return None
@@ -299,6 +290,17 @@ def _write(path: Path, value: str) -> None:
             f"{path} can't be set to {value}: {error.strerror}",
             hint="the cluster agent needs CAP_NET_ADMIN and a writable /proc/sys",
         ) from error
+
+
+def _table_handle() -> bytes:
+    """Return what tells our table from one of the same name; nothing if there is none."""
+    with Netlink(_NETLINK_NETFILTER) as netlink:
+        try:
+            return nl.read_table_handle(netlink.ask(nl.get_table(rules.TABLE))[0])
+        except KernelError as error:
+            if error.absent:
+                return b""
+            raise
 
 
 def _nft(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What we say to rtnetlink, and what it says, as bytes (rtnetlink(7), linux/if_link.h).
+"""What we say to the kernel by netlink, and what it says, as bytes (rtnetlink(7), if_link.h).
 
 pyroute2 is not used here: a container waits for each of these messages, and sockets in other
 namespaces have to be made by hand anyway. Nothing in this module touches a socket.
@@ -16,6 +16,7 @@ _HEAD = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
+_FILTER = struct.Struct(">BBH")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ERRNO = struct.Struct("=i")
 _TYPE_MASK = 0x3FFF
@@ -39,6 +40,7 @@ class Kind(IntEnum):
     GET_ADDRESS = 22
     NEW_ROUTE = 24
     GET_ROUTE = 26
+    GET_TABLE = 0x0A01
 
 
 class Flag(IntEnum):
@@ -59,6 +61,8 @@ _VETH_PEER = 1
 _BRIDGE_SNOOPING = 23
 _PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+# linux/netfilter/nf_tables.h
+_NFPROTO_INET, _TABLE_NAME, _TABLE_HANDLE = 1, 1, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
 
 
@@ -151,12 +155,14 @@ def make_bridge(name: str, mtu: int, mac: str) -> Request:
     return Request(Kind.NEW_LINK, _NEW, body, f"making the bridge {name}")
 
 
-def make_veth(host: str, peer: str, mtu: int, mac: str) -> Request:
-    """Make a pair; ``mac`` is the peer's."""
-    data = attribute(_VETH_PEER, _link(name=peer, mtu=mtu, mac=mac))
+def make_veth(host: str, namespace: int, ifname: str, mtu: int, mac: str) -> Request:
+    """Make a pair, one end of it in an opened namespace; ``mac`` is that one's."""
+    peer = _link(name=ifname, mtu=mtu, mac=mac)
+    peer += attribute(_IFLA_NETNS_FD, struct.pack("=I", namespace))
+    data = attribute(_VETH_PEER, peer)
     info = attribute(_INFO_KIND, b"veth") + attribute(_INFO_DATA, data)
     body = _link(name=host, mtu=mtu) + attribute(_IFLA_INFO, info)
-    return Request(Kind.NEW_LINK, _NEW, body, f"making the pair {host} and {peer}")
+    return Request(Kind.NEW_LINK, _NEW, body, f"making {ifname} in the container")
 
 
 def set_link(
@@ -174,13 +180,6 @@ def set_port(index: int, what: str, *, isolated: bool) -> Request:
     data = attribute(_PORT_HAIRPIN, b"\1") + attribute(_PORT_ISOLATED, bytes([isolated]))
     info = attribute(_INFO_PORT_KIND, b"bridge") + attribute(_INFO_PORT_DATA, data)
     return Request(Kind.NEW_LINK, Flag.ACK, _link(index=index) + attribute(_IFLA_INFO, info), what)
-
-
-def move_link(index: int, namespace: int, name: str) -> Request:
-    """Move a link into an opened namespace, under another name there."""
-    body = _link(index=index, name=name)
-    body += attribute(_IFLA_NETNS_FD, struct.pack("=I", namespace))
-    return Request(Kind.NEW_LINK, Flag.ACK, body, f"moving {name} into the container")
 
 
 def delete_link(name: str) -> Request:
@@ -235,6 +234,12 @@ def get_routes() -> Request:
     return Request(Kind.GET_ROUTE, Flag.DUMP, _ROUTE.pack(*[0] * 9), "listing routes")
 
 
+def get_table(name: str) -> Request:
+    """Ask nftables for a table of family inet."""
+    body = _FILTER.pack(_NFPROTO_INET, 0, 0) + attribute(_TABLE_NAME, name.encode() + b"\0")
+    return Request(Kind.GET_TABLE, Flag.ACK, body, f"looking for the table {name}")
+
+
 # Answers
 
 
@@ -280,6 +285,11 @@ def read_route(body: bytes) -> LinkRoute | None:
         f"{ipaddress.ip_address(packed)}/{prefix}",
         str(ipaddress.ip_address(gateway)) if gateway else "",
     )
+
+
+def read_table_handle(body: bytes) -> bytes:
+    """Return what tells a table from any other that has its name before or after it."""
+    return attributes(body[_FILTER.size :]).get(_TABLE_HANDLE, b"")
 
 
 _NEW = Flag.ACK | Flag.CREATE | Flag.EXCLUSIVE

@@ -64,7 +64,7 @@ def entry_for(network: Network, attachment: Attachment, netns: str, lease: Lease
     Nothing but the gateway is on a container's link, not even its neighbours: all that it sends
     is routed by the node, past the node's filters.
     """
-    host, peer = of.host_name(attachment), of.peer_name(attachment)
+    host, mac = of.host_name(attachment), of.mac_of(lease.packed[0])
     inside = tuple(f"{one}/{one.max_prefixlen}" for one in lease.addresses)
     links = tuple((f"{pods.gateway}/{pods.network.max_prefixlen}", "") for pods in network.ranges)
     ways = tuple(
@@ -79,8 +79,7 @@ def entry_for(network: Network, attachment: Attachment, netns: str, lease: Lease
         of.Reserve(attachment),
         network.bridge_step(),
         *gate,
-        of.Veth(host, peer, network.mtu, of.mac_of(lease.packed[0])),
-        of.Move(peer, netns, attachment.ifname),
+        of.Veth(host, netns, attachment.ifname, network.mtu, mac),
         of.Addresses(netns, attachment.ifname, inside),
         of.Routes(netns, attachment.ifname, links + ways),
         # Open last: nothing of a half-made container reaches the network.

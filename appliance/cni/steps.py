@@ -17,7 +17,7 @@ import msgspec
 
 from appliance.cni.spec import Attachment
 
-_HOST, _PEER = "skp", "skt"
+_HOST = "skp"
 # Locally administered (the 2 of the first number), and one machine's.
 _MAC = b"\x0a\x73"
 _IS_HOST = re.compile(rf"{_HOST}[a-z2-7]{{12}}\Z")
@@ -43,20 +43,16 @@ class Bridge(_Step, frozen=True, tag="bridge"):
 
 
 class Veth(_Step, frozen=True, tag="veth"):
-    """Make a pair of links, both on the node; ``mac`` is the container's end's."""
+    """Make a pair of links, one on the node, one in the container; ``mac`` is the latter's.
+
+    At once, under its own name: moving a link that exists costs the kernel ten times as much.
+    """
 
     host: str
-    peer: str
-    mtu: int
-    mac: str
-
-
-class Move(_Step, frozen=True, tag="move"):
-    """Move the peer into the container, with the name it is to have there."""
-
-    peer: str
     netns: str
     ifname: str
+    mtu: int
+    mac: str
 
 
 class Addresses(_Step, frozen=True, tag="addresses"):
@@ -109,7 +105,7 @@ class Release(_Step, frozen=True, tag="release"):
     attachment: Attachment
 
 
-Step = Reserve | Bridge | Veth | Move | Addresses | Routes | Gate | Port
+Step = Reserve | Bridge | Veth | Addresses | Routes | Gate | Port
 Undo = Ungate | RemoveVeth | Release
 # What can be put right under a running container. Of its own side nothing is: it is the container's
 # from the moment it starts, and what changed it there is not for us to know.
@@ -158,12 +154,10 @@ class Snapshot:
 
 def host_name(attachment: Attachment) -> str:
     """Return the name of the host's end: a DEL that has nothing else finds it by this."""
-    return _HOST + _tail(attachment)
-
-
-def peer_name(attachment: Attachment) -> str:
-    """Return the name of the container's end until it is moved."""
-    return _PEER + _tail(attachment)
+    # None of the three can hold a slash.
+    text = f"{attachment.network}/{attachment.container}/{attachment.ifname}"
+    digest = hashlib.sha256(text.encode()).digest()
+    return _HOST + base64.b32encode(digest)[:12].decode().lower()
 
 
 def mac_of(packed: bytes) -> str:
@@ -187,10 +181,8 @@ def is_done(step: Step, snapshot: Snapshot, leased: frozenset[Attachment]) -> bo
         case Bridge(name, _, _, gateways):
             bridge = snapshot.links.get(name)
             return bridge is not None and bridge.up and bridge.addresses >= set(gateways)
-        case Veth(host):
-            return host in snapshot.links
-        case Move(_, netns, ifname):
-            return (netns, ifname) in snapshot.inside
+        case Veth(host, netns, ifname):
+            return host in snapshot.links and (netns, ifname) in snapshot.inside
         case Addresses(netns, ifname, addresses):
             inside = snapshot.inside.get((netns, ifname))
             return inside is not None and inside.up and inside.addresses >= set(addresses)
@@ -218,10 +210,3 @@ def undo_of(steps: tuple[Step, ...]) -> tuple[Undo, ...]:
             case _:
                 pass
     return tuple(found)
-
-
-def _tail(attachment: Attachment) -> str:
-    # None of the three can hold a slash.
-    text = f"{attachment.network}/{attachment.container}/{attachment.ifname}"
-    digest = hashlib.sha256(text.encode()).digest()
-    return base64.b32encode(digest)[:12].decode().lower()

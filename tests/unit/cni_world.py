@@ -39,8 +39,6 @@ class World:
     bridges: dict[str, set[str]] = field(default_factory=dict)
     # The host's end: whose port it is.
     hosts: dict[str, str] = field(default_factory=dict)
-    # Ends that were not moved yet, and the host's ends of them.
-    peers: dict[str, str] = field(default_factory=dict)
     inside: dict[tuple[str, str], Inside] = field(default_factory=dict)
     # Addresses at the gate.
     held: set[str] = field(default_factory=set)
@@ -128,7 +126,6 @@ class World:
         """All that is there of attachments; the bridge is shared and stays."""
         return (
             dict(self.hosts),
-            dict(self.peers),
             {
                 key: (one.host, one.addresses, one.routes, one.up)
                 for key, one in self.inside.items()
@@ -141,7 +138,6 @@ class World:
 
     def _remove_veth(self, host: str) -> None:
         self.hosts.pop(host, None)
-        self.peers = {peer: other for peer, other in self.peers.items() if other != host}
         self.inside = {key: one for key, one in self.inside.items() if one.host != host}
 
     def _write_leases(self) -> None:
@@ -169,16 +165,14 @@ class World:
         match action:
             case steps.Bridge(name, _, _, gateways):
                 self.bridges.setdefault(name, set()).update(gateways)
-            case steps.Veth(host, peer):
+            case steps.Veth(host, netns, ifname):
                 self._remove_veth(host)
-                self.hosts[host] = ""
-                self.peers[peer] = host
-            case steps.RemoveVeth(host):
-                self._remove_veth(host)
-            case steps.Move(peer, netns, ifname):
                 assert netns in self.namespaces
                 assert (netns, ifname) not in self.inside
-                self.inside[netns, ifname] = Inside(self.peers.pop(peer))
+                self.hosts[host] = ""
+                self.inside[netns, ifname] = Inside(host)
+            case steps.RemoveVeth(host):
+                self._remove_veth(host)
             case steps.Addresses(netns, ifname, addresses):
                 self.inside[netns, ifname].addresses |= set(addresses)
                 self.inside[netns, ifname].up = True

@@ -1,4 +1,4 @@
-"""A socket to rtnetlink: sends requests, waits for what the kernel says. Blocking."""
+"""A netlink socket: sends requests, waits for what the kernel says. Blocking."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class KernelError(SkerryError):
         return self.code in _ABSENT
 
 
-class Rtnetlink:
+class Netlink:
     """One socket; it belongs to the namespace that its thread was in when it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
         self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
         self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
         self._socket.settimeout(_SECONDS)
