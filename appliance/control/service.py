@@ -166,7 +166,15 @@ class Control:
             for one in shown.peers
             if one.node_id not in visitors
         )
-        return replace(shown, peers=peers, problems=(*shown.problems, *self._file.problems()))
+        held = policies.holdings.standing_range(time.monotonic())
+        problem = policies.holdings.ranges.problem
+        return replace(
+            shown,
+            peers=peers,
+            problems=(*shown.problems, *self._file.problems()),
+            pod_range=() if held is None else (str(held.ipv4), str(held.ipv6)),
+            no_pods=problem.message if problem is not None and held is None else "",
+        )
 
     @property
     def name(self) -> str:

@@ -29,6 +29,7 @@ class OverlayStatus:
     """The overlay as it is now; ``mode`` is ``kernel``, ``userspace`` or ``off``.
 
     ``uplink``: the first interface that leads to members; ``mtu``: of what carries pods' packets.
+    ``pod_range``: IPv4 and IPv6, once pods may have it; ``no_pods``: why there can be none.
     """
 
     interface: str
@@ -40,6 +41,8 @@ class OverlayStatus:
     problems: tuple[Problem, ...]
     uplink: str = ""
     mtu: int = MTU
+    pod_range: tuple[str, ...] = ()
+    no_pods: str = ""
 
 
 def peer_status(peer: Peer, unix: float) -> PeerStatus:
