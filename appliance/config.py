@@ -59,6 +59,12 @@ class SupervisorConfig:
         return self.run_dir / "inbox"
 
     @property
+    def cluster_status(self) -> Path:
+        """What the cluster agent reports (docs/kubernetes.md); it is another process."""
+        name = "skerry-cluster" if self.run_dir == RUN_DIR else f"{self.run_dir.name}-cluster"
+        return self.run_dir.with_name(name) / "status.json"
+
+    @property
     def resolver_port(self) -> int | None:
         """Where members' names are answered; beside a node's supervisor only if it was said."""
         if self.names_port is None and self.run_dir == RUN_DIR:

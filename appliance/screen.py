@@ -60,8 +60,12 @@ def _head(document: Document) -> str:
     )
     if overlay:
         rows += _overlay(overlay)
+        if pods := ", ".join(overlay.get("pod_range") or ()) or overlay.get("no_pods"):
+            rows.append(("pods", str(pods)))
     if ledger := document.get("ledger"):
         rows.append(("ledger", _ledger(ledger)))
+    if cluster := document.get("cluster"):
+        rows.append(("cluster", _cluster(cluster)))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -87,6 +91,17 @@ def _ledger(ledger: Document) -> str:
     if members is not None:
         said.append(f"{ledger.get('contacts')} of {max(members - 1, 0)} members within reach")
     return ", ".join(said)
+
+
+def _cluster(cluster: Document) -> str:
+    said = [str(cluster.get("state") or "?"), str(cluster.get("why") or "")]
+    if problems := cluster.get("problems"):
+        said.append(f"{len(problems)} problem(s): skerry cluster status")
+    return _plain(", ".join(one for one in said if one))
+
+
+def _plain(text: str) -> str:
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _problems(entries: Iterable[Document], mark: str) -> list[str]:
@@ -142,7 +157,7 @@ def _told(entries: Iterable[Document]) -> str:
             str(one.get("cause")),
             f"{age(one.get('age_s'))} ago",
             # Another member's words go to a terminal here.
-            "".join(sign if sign.isprintable() else "?" for sign in str(one.get("detail"))),
+            _plain(str(one.get("detail"))),
         )
         for one in entries
     ]

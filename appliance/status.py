@@ -5,8 +5,10 @@ Fields are only ever added; names carry their unit (``_s``, ``_ms``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.machine import Release
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from appliance.control.actions import Told as ToldBy
     from appliance.control.views import LedgerView
     from appliance.overlay.service import OverlayStatus
+
+CLUSTER_MAX = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,9 @@ class OverlayView:
     listen_port: int
     peers: tuple[Peer, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    # Of this node's pods, IPv4 and IPv6; and why it can have none.
+    pod_range: tuple[str, ...] = ()
+    no_pods: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,8 @@ class Status:
     api: int = 1
     ledger: LedgerView | None = None
     told: tuple[Told, ...] = ()
+    # As the cluster agent wrote it: its ``status.json``.
+    cluster: Mapping[str, object] | None = None
 
 
 def overlay_view(snapshot: OverlayStatus, *, now: float) -> OverlayView:
@@ -129,6 +138,8 @@ def overlay_view(snapshot: OverlayStatus, *, now: float) -> OverlayView:
             )
             for one in snapshot.refusals
         ),
+        pod_range=snapshot.pod_range,
+        no_pods=snapshot.no_pods,
     )
 
 
@@ -144,3 +155,13 @@ def told_view(told: Iterable[ToldBy], *, now: float) -> tuple[Told, ...]:
         )
         for one in sorted(told, key=lambda one: one.at, reverse=True)
     )
+
+
+def cluster_report(path: Path) -> Mapping[str, object] | None:
+    """Return what the cluster agent reports, None if it never did or what is there is no report."""
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(CLUSTER_MAX))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None

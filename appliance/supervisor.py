@@ -41,7 +41,7 @@ from appliance.problem import (
     overlay_problem,
     room_problem,
 )
-from appliance.status import OverlayView, RefusedToken, Status, overlay_view
+from appliance.status import OverlayView, RefusedToken, Status, cluster_report, overlay_view
 from appliance.store import Store
 from appliance.tokens import TokenWatch
 from provisioning.identity import Identity, IdentityError, IdentityStore
@@ -366,6 +366,7 @@ class Supervisor:
             overlay=self._overlay_view(),
             ledger=self._overlay.ledger() if self._overlay else None,
             told=self._overlay.told() if self._overlay else (),
+            cluster=cluster_report(self._config.cluster_status),
             refused_tokens=tuple(
                 RefusedToken(one.where, str(one.error), one.error.hint or "")
                 for one in self._tokens.rejected

@@ -14,7 +14,10 @@ from skerry import __version__
 from skerry.errors import SkerryError
 
 # A node has fewer of them than a workstation; each offers `commands.register(subparsers)`.
-PACKAGES = ("provisioning", "appliance", "appliance.operator", "ota", "image", "qemu")
+PACKAGES = (
+    *("provisioning", "appliance", "appliance.operator", "appliance.kubernetes"),
+    *("ota", "image", "qemu"),
+)
 
 Handler = Callable[[argparse.Namespace], int | None]
 

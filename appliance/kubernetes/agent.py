@@ -1,0 +1,291 @@
+"""The cluster agent's loop: look, decide, do, tell; every two seconds, for ever.
+
+Each turn begins anew from what there is, so the process may be killed anywhere. Without the
+supervisor everything is kept as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from appliance.cluster import cluster_entries, conflist, roles
+from appliance.cluster.cluster_entries import Kept as KeptFile
+from appliance.cluster.recorded import Verdict
+from appliance.cluster.sight import Decision, Memory
+from appliance.cni.provider import NoPods, Pods
+from appliance.kubernetes import files, manifests, report
+from appliance.kubernetes.asking import AwayError, Supervisor
+from appliance.kubernetes.config import PodNetworkMode, engine_config
+from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
+from appliance.kubernetes.errors import KubernetesError
+from appliance.kubernetes.keeper import UNITS, Wanted
+from appliance.kubernetes.looking import Sight, Viewer
+from appliance.kubernetes.part import Kind, Part, part_of, view_of
+from appliance.kubernetes.places import API_PORT, Places
+from appliance.kubernetes.pods import CniHost
+from appliance.kubernetes.sealing import Sealer
+from appliance.kubernetes.serving import KubeFacts, KubeSide, server_url
+from appliance.overlay.addresses import ula_prefix
+from appliance.problem import Problem
+from provisioning import codec
+
+log = logging.getLogger(__name__)
+
+TURN_SECONDS = 2.0
+# After a turn that said something: what it said is the reason for the next one.
+SOON_SECONDS = 0.2
+KUBE_SECONDS = 5.0
+
+
+_UNASKED = Part(Kind.WAIT, "the supervisor was not asked yet")
+_NOTHING = Wanted(_UNASKED, conflist_known=False)
+
+
+@dataclass(slots=True)
+class _Last:
+    """What the last turns left."""
+
+    sight: Sight | None = None
+    decision: Decision | None = None
+    part: Part = _UNASKED
+    wanted: Wanted = _NOTHING
+    pods: Pods | NoPods | None = None
+    away: Problem | None = None
+
+
+class Agent:
+    """One node's cluster agent. ``clock`` is monotonic seconds, ``wall`` Unix seconds."""
+
+    def __init__(
+        self,
+        places: Places,
+        *,
+        supervisor: Supervisor,
+        engine: EngineKeeper,
+        kube: KubeSide,
+        sealer: Sealer,
+        viewer: Viewer,
+        cni: CniHost,
+        mode: PodNetworkMode = PodNetworkMode.NATIVE,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._places = places
+        self._supervisor = supervisor
+        self._engine = engine
+        self._kube = kube
+        self._sealer = sealer
+        self._viewer = viewer
+        self._cni = cni
+        self._mode = mode
+        self._clock = clock
+        self._wall = wall
+        self._memory = Memory()
+        self._last = _Last()
+        self._told = ""
+        self._spoke = False
+
+    async def turn(self) -> float:
+        """Do what one look at everything asks for; return in how many seconds the next is due.
+
+        Raises nothing but defects.
+        """
+        last = self._last
+        problems: list[Problem] = []
+        self._spoke = False
+        try:
+            sight = await self._viewer.look()
+            decision = await self._decide(sight)
+        except KubernetesError as error:
+            self._away(error)
+        else:
+            if last.away is not None:
+                log.info("the supervisor answers again")
+            last.sight, last.decision, last.away = sight, decision, None
+            last.part = part_of(decision, self._joined())
+        if last.away is not None:
+            problems.append(last.away)
+        if last.sight is not None:
+            last.wanted = self._want(last.sight, last.part)
+        kept = await self._engine.keep(last.wanted)
+        await self._cni.use(last.pods)
+        self._tell(kept, (*problems, *kept.problems))
+        return SOON_SECONDS if self._spoke else TURN_SECONDS
+
+    async def ask_kubernetes(self) -> float:
+        """Do the Kubernetes API's part, as slow as that is; return when it is due again."""
+        last = self._last
+        if last.sight is None:
+            return TURN_SECONDS
+        remove = None if last.decision is None else last.decision.remove
+        facts = await self._kube.work(last.sight, last.part, remove)
+        if last.part.kind is Kind.SERVER and facts.serves:
+            try:
+                await self._sealer.seal(last.sight, leads=facts.engine.leader)
+            except KubernetesError as error:
+                log.warning("credentials are not sealed yet: %s", error)
+        settled = facts.node is not None and facts.node.ready
+        return KUBE_SECONDS if settled else TURN_SECONDS
+
+    # Deciding
+
+    async def _decide(self, sight: Sight) -> Decision:
+        kept = self._kept()
+        decision = roles.decide(
+            view_of(
+                sight,
+                self._clock(),
+                int(self._wall() * 1000),
+                kept=kept,
+                engine=replace(self._kube.facts.engine, has_data=self._kube.has_data()),
+                memory=self._memory,
+                orders=sight.orders,
+            )
+        )
+        if decision.keep is not None:
+            data = codec.encode(decision.keep)
+            await asyncio.to_thread(files.write, self._places.kept, data)
+        for key, value in decision.writes:
+            await self._supervisor.put_entry(key, value)
+        self._memory = decision.memory
+        self._spoke = bool(decision.writes) or decision.keep is not None
+        return decision
+
+    def _kept(self) -> KeptFile:
+        data = files.read(self._places.kept, cluster_entries.FILE_MAX + 1)
+        found = None if data is None else cluster_entries.read_kept(data)
+        return KeptFile() if found is None else found
+
+    def _away(self, error: KubernetesError) -> None:
+        code = "supervisor-away" if isinstance(error, AwayError) else "supervisor"
+        problem = Problem(code, str(error), error.hint or "")
+        if self._last.away is None or self._last.away.code != code:
+            log.warning("%s; what runs goes on", error)
+        self._last.away = problem
+
+    # What there should be
+
+    def _want(self, sight: Sight, part: Part) -> Wanted:
+        cluster, facts = sight.cluster, self._kube.facts
+        problems = [Problem(one.code, one.message, one.hint) for one in cluster.document.problems]
+        problems += [*part.problems, *facts.problems, *self._cni.problems()]
+        pods = self._pods(sight, part, facts)
+        self._last.pods = pods or self._last.pods
+        texts: dict[str, str] = {}
+        config = None
+        try:
+            if part.kind is Kind.SERVER:
+                texts = read_manifests(self._places, manifests.values(cluster, self._places))
+            config = self._config(sight, part)
+        except KubernetesError as error:
+            problems.append(Problem("engine-configuration", str(error), error.hint or ""))
+        native = self._mode is PodNetworkMode.NATIVE
+        text = conflist.conflist_text(pods.network).encode() if isinstance(pods, Pods) else None
+        return Wanted(
+            part,
+            config,
+            text,
+            # A range that is only not known again yet takes nothing from pods that have it.
+            conflist_known=native and (text is not None or self._refused(part)),
+            manifests=texts,
+            problems=tuple(problems),
+        )
+
+    def _refused(self, part: Part) -> bool:
+        own = self._kube.facts.own
+        return part.kind is Kind.NONE or (own is not None and own.verdict is Verdict.REFUSED)
+
+    def _pods(self, sight: Sight, part: Part, facts: KubeFacts) -> Pods | NoPods | None:
+        """Return how pods are to be connected; None: not known now, so as before."""
+        cluster = sight.cluster
+        if part.kind is Kind.NONE:
+            return NoPods(part.why)
+        if facts.own is not None and facts.own.verdict is Verdict.REFUSED:
+            problem = facts.own.problem
+            return NoPods(
+                "Kubernetes has another pod range" if problem is None else problem.message
+            )
+        if cluster.range is None:
+            return None
+        hosts = (ula_prefix(cluster.plan.network_id),) if cluster.document.vpn else ()
+        network = conflist.pod_network(
+            cluster.range, cluster.document.mtu, (*cluster.pods, cluster.hosts, *hosts)
+        )
+        return Pods(network, cluster.document.interface)
+
+    def _config(self, sight: Sight, part: Part) -> str | None:
+        if part.kind not in UNITS:
+            return None
+        keys = self._sealer.keys(sight, part)
+        addresses = sight.cluster.node_addresses
+        if keys is None or not addresses or sight.cluster.range is None:
+            return None
+        return engine_config(sight.cluster, part, keys, addresses, self._places)
+
+    def _joined(self) -> str | None:
+        """Return the server that the engine's present configuration joins through."""
+        return joined_in(files.read_text(self._places.config, 256 * 1024) or "")
+
+    # Telling
+
+    def _tell(self, kept: Kept, problems: tuple[Problem, ...]) -> None:
+        last, facts = self._last, self._kube.facts
+        part = last.part
+        running = kept.running(part.kind)
+        ready = facts.node is not None and facts.node.ready
+        unit = UNITS.get(part.kind, "")
+        state = "" if not unit else kept.machine.unit(unit).state.value
+        made = report.Report(
+            report.state_of(
+                role=part.kind.value, running=running, ready=ready, problems=problems
+            ).value,
+            part.kind.value,
+            self._why(part, ready=ready),
+            report.EngineReport(unit, state, self._engine.attempts),
+            ready,
+            self._api(part),
+            problems,
+            str(last.pods.network.ranges[0]) if isinstance(last.pods, Pods) else "",
+            facts.nodes or None,
+        )
+        text = report.text(made)
+        if text == self._told:
+            return
+        try:
+            files.write(self._places.status, text.encode(), mode=0o644, folder_mode=0o755)
+        except KubernetesError as error:
+            log.warning("%s", error)
+        else:
+            self._told = text
+
+    def _why(self, part: Part, *, ready: bool) -> str:
+        last = self._last
+        if part.kind not in UNITS or last.sight is None or ready:
+            return part.why
+        if last.sight.cluster.range is None:
+            return f"{part.why}; it has no pod range yet"
+        if self._sealer.keys(last.sight, part) is None:
+            return f"{part.why}; no server has sealed a join token for it yet"
+        return part.why
+
+    def _api(self, part: Part) -> str:
+        if part.join is not None:
+            return server_url(part.join, API_PORT)
+        sight = self._last.sight
+        if part.kind is Kind.SERVER and sight is not None and sight.cluster.node_addresses:
+            return server_url(sight.cluster.node_addresses[0], API_PORT)
+        return ""
+
+
+def joined_in(config: str) -> str | None:
+    """Return the address of the server in an engine's configuration."""
+    start = 'server: "https://'
+    for line in config.splitlines():
+        if line.startswith(start):
+            host = line.removeprefix(start).rpartition(":")[0]
+            return host.removeprefix("[").removesuffix("]") or None
+    return None

@@ -1,0 +1,205 @@
+"""What the supervisor tells the cluster agent (``GET /v1/cluster``, ``/v1/secret``), as types.
+
+Reading is strict about what is used and ignores fields that a newer supervisor adds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from appliance.cluster.errors import ClusterError
+from appliance.cluster.ranges import NodeRange, RangePlan
+from appliance.kubernetes.errors import SupervisorError
+from appliance.ledger.assigned import read_id
+
+T = TypeVar("T")
+_HINT = "are the supervisor and the cluster agent of one release? systemctl restart skerry"
+
+
+class RangeFacts(msgspec.Struct, frozen=True):
+    """A node's pod range."""
+
+    ipv4: str
+    ipv6: str
+
+
+class SettingsFacts(msgspec.Struct, frozen=True):
+    """The network's settings that Kubernetes lives by."""
+
+    host_range: str
+    pod_cidr: str
+    node_bits: int
+    service_cidr: str
+    servers: int
+    expected_nodes: int | None = None
+
+
+class ProblemFacts(msgspec.Struct, frozen=True):
+    """A `Problem` in JSON."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class MemberFacts(msgspec.Struct, frozen=True):
+    """A member; ``state`` is ``self``, ``up``, ``alive`` or ``down``."""
+
+    node_id: str
+    name: str
+    state: str
+    addresses: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    founder: bool = False
+    range: RangeFacts | None = None
+    labels: dict[str, str] = {}
+
+
+class ClusterFacts(msgspec.Struct, frozen=True):
+    """``GET /v1/cluster``; ids are base32, ``network_key`` (the root's public key) hexadecimal."""
+
+    node_id: str
+    name: str
+    network: str
+    network_id: str
+    vpn: bool
+    interface: str
+    mtu: int
+    addresses: tuple[str, ...]
+    roles: tuple[str, ...]
+    founder: bool
+    settings: SettingsFacts
+    range: RangeFacts | None = None
+    pods_ipv6: str = ""
+    problems: tuple[ProblemFacts, ...] = ()
+    members: tuple[MemberFacts, ...] = ()
+    network_key: str = ""
+
+
+class SecretFacts(msgspec.Struct, frozen=True):
+    """A row of ``GET /v1/secret``."""
+
+    name: str
+    generation: int
+    roles: tuple[str, ...]
+    exposed: bool
+    readable: bool
+
+
+class SecretList(msgspec.Struct, frozen=True):
+    """``GET /v1/secret``."""
+
+    secrets: tuple[SecretFacts, ...]
+
+
+class LedgerEntry(msgspec.Struct, frozen=True):
+    """An entry of a bucket; ``value`` as ``encoding`` says."""
+
+    key: str
+    value: str
+    encoding: str
+    owner: str
+
+
+class LedgerEntries(msgspec.Struct, frozen=True):
+    """``GET /v1/ledger/BUCKET``."""
+
+    entries: tuple[LedgerEntry, ...]
+
+
+def read(data: bytes, kind: type[T], what: str) -> T:
+    """Return the document that JSON holds. Raises SupervisorError saying where it is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise SupervisorError(
+            f"what the supervisor says of {what} can't be read: {str(error)[:200]}", hint=_HINT
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Facts that hold together: what `check` made of a document."""
+
+    document: ClusterFacts
+    plan: RangePlan
+    range: NodeRange | None
+    ranges: Mapping[str, NodeRange]
+    services: ipaddress.IPv4Network
+    hosts: ipaddress.IPv4Network
+
+    @property
+    def node_addresses(self) -> tuple[str, ...]:
+        """What the Node is reached at: IPv4, then IPv6 inside the tunnel; empty: not known yet."""
+        found = [ipaddress.ip_address(one) for one in self.document.addresses]
+        ipv4 = next((str(one) for one in found if one.version == 4), None)
+        ipv6 = next((str(one) for one in found if one.version == 6), None)
+        if ipv4 is None:
+            return ()
+        return (ipv4, ipv6) if ipv6 is not None and self.document.vpn else (ipv4,)
+
+    def range_of(self, node_id: str) -> NodeRange | None:
+        """Return a member's pod range."""
+        return self.range if node_id == self.document.node_id else self.ranges.get(node_id)
+
+    def name_of(self, node_id: str) -> str | None:
+        """Return what a member is called."""
+        if node_id == self.document.node_id:
+            return self.document.name
+        found = (one.name for one in self.document.members if one.node_id == node_id)
+        return next(found, None)
+
+    @property
+    def dns(self) -> str:
+        """The address of the cluster's resolver: the tenth of the services'."""
+        return str(self.services[10])
+
+    @property
+    def pods(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """The ranges of all pods."""
+        text = self.document.pods_ipv6
+        more = (ipaddress.IPv6Network(text),) if text else ()
+        return (self.plan.pod_cidr, *more)
+
+
+def check(document: ClusterFacts) -> Cluster:
+    """Return the facts as they are worked with. Raises SupervisorError for what cannot be."""
+    try:
+        _id(document.node_id)
+        plan = RangePlan(
+            _id(document.network_id),
+            ipaddress.IPv4Network(document.settings.pod_cidr),
+            document.settings.node_bits,
+        )
+        for address in document.addresses:
+            ipaddress.ip_address(address)
+        if document.pods_ipv6:
+            ipaddress.IPv6Network(document.pods_ipv6)
+        return Cluster(
+            document,
+            plan,
+            None if document.range is None else _range(document.range),
+            {one.node_id: _range(one.range) for one in document.members if one.range is not None},
+            ipaddress.IPv4Network(document.settings.service_cidr),
+            ipaddress.IPv4Network(document.settings.host_range),
+        )
+    except (ValueError, ClusterError) as error:
+        raise SupervisorError(
+            f"what the supervisor says of the cluster cannot be: {str(error)[:200]}", hint=_HINT
+        ) from error
+
+
+def _range(one: RangeFacts) -> NodeRange:
+    return NodeRange(ipaddress.IPv4Network(one.ipv4), ipaddress.IPv6Network(one.ipv6))
+
+
+def _id(text: str) -> bytes:
+    found = read_id(text)
+    if found is None:
+        raise ValueError(f"{text[:40]!r} is no id")
+    return found

@@ -1,0 +1,121 @@
+"""``skerry kubeconfig``: on a server as root, or on the operator's machine by the root key."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+import sys
+from pathlib import Path
+
+from appliance.kubernetes import files
+from appliance.kubernetes.config import bracketed
+from appliance.kubernetes.errors import KubernetesError
+from appliance.kubernetes.kubeconfig import FILE_MAX, Kubeconfig, kubeconfig_text, read_kubeconfig
+from appliance.kubernetes.places import API_PORT, Places
+from skerry.errors import UsageError
+
+_KIND = "kubeconfig"
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?")
+
+
+def fetch(arguments: argparse.Namespace, places: Places | None = None) -> int:
+    """Print or write the kubeconfig."""
+    path = (places or Places()).kubeconfig
+    here = arguments.network is None and arguments.via is None and _is_there(path)
+    name, found = _here(path) if here else _by_root_key(arguments)
+    if arguments.server is not None:
+        url = server_url_of(arguments.server)
+        found = Kubeconfig(url, found.authority, found.certificate, found.key)
+    text = kubeconfig_text(found, name)
+    if arguments.output is None:
+        sys.stdout.write(text)
+        return 0
+    files.write(arguments.output, text.encode(), mode=0o600)
+    print(f"{arguments.output} gives whoever reads it the whole cluster", file=sys.stderr)
+    return 0
+
+
+def server_url_of(text: str) -> str:
+    """Return the URL of an API for ADDRESS, ADDRESS:PORT or a URL. Raises UsageError."""
+    plain = text.removeprefix("https://").rstrip("/")
+    try:
+        return f"https://{bracketed(str(ipaddress.ip_address(plain.strip('[]'))))}:{API_PORT}"
+    except ValueError:
+        pass
+    host, colon, port = plain.rpartition(":")
+    if not colon:
+        host, port = plain, str(API_PORT)
+    inside = host.removeprefix("[").removesuffix("]")
+    right = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    if not right or not (_HOST.fullmatch(inside.lower()) or _is_address(inside)):
+        raise UsageError(
+            f"{text[:80]!r} is no address of an API", hint="write 10.10.0.7, HOST:PORT"
+        )
+    return f"https://{bracketed(inside.lower())}:{port}"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _here(path: Path) -> tuple[str, Kubeconfig]:
+    if not os.access(path, os.R_OK):
+        raise KubernetesError(f"no permission to read {path}", hint="Use sudo.")
+    text = files.read_text(path, FILE_MAX)
+    if text is None:
+        raise KubernetesError(f"{path} can't be read")
+    return "skerry", read_kubeconfig(text, str(path))
+
+
+def _by_root_key(arguments: argparse.Namespace) -> tuple[str, Kubeconfig]:
+    from appliance.kubernetes.operator_box import open_as_operator
+    from appliance.operator.shared import now_ms, working
+    from appliance.operator.sight import look
+    from provisioning.keys import id_text
+
+    with working(arguments) as work:
+        if isinstance(work.publisher, Exception):
+            raise work.publisher
+        network = work.root.network
+        sight = look(work.directory, network, work.publisher, now_ms())
+        found: dict[str, Kubeconfig] = {}
+        for entry in sorted(
+            sight.replica.entries("cluster", now_ms()), key=lambda one: one.stamp, reverse=True
+        ):
+            member = sight.replica.directory.member(entry.owner)
+            if member is None or entry.key != f"{id_text(entry.owner)}/{_KIND}":
+                continue
+            where = f"what {member.name} sealed"
+            found[member.name] = open_as_operator(
+                work.root.seed, network.network_id, entry.value, where
+            )
+    return network.name, one_cluster(found, network.name)
+
+
+def one_cluster(found: dict[str, Kubeconfig], network: str) -> Kubeconfig:
+    """Return the latest of several servers' kubeconfigs, if they are of one cluster."""
+    if not found:
+        raise KubernetesError(
+            f"no server of {network} has sealed a kubeconfig yet",
+            hint="the founder does so when its API serves: `skerry cluster status` there",
+        )
+    if len({one.authority for one in found.values()}) > 1:
+        raise KubernetesError(
+            f"{', '.join(sorted(found))} sealed kubeconfigs of different clusters",
+            hint="one of them does not tell the truth, or was revoked too late: get it on a "
+            "server, as root, and revoke the other: skerry revoke node",
+        )
+    return next(iter(found.values()))

@@ -1,0 +1,74 @@
+"""Files of the cluster agent: written whole or not at all, readable by whom they are for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from appliance.kubernetes.errors import KubernetesError
+
+
+class FileTroubleError(KubernetesError):
+    """A file that can't be written; what was there before still is."""
+
+
+def write(path: Path, data: bytes, *, mode: int = 0o600, folder_mode: int = 0o700) -> None:
+    """Put ``data`` at ``path`` in one step, synced. Missing folders are made.
+
+    :raises FileTroubleError: the disk is full, read-only or missing; the old content stays.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=folder_mode)
+        # Whatever a cut-off write left may have another mode.
+        fresh.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(fresh, flags, 0o600)
+        try:
+            os.fchmod(handle, mode)
+            with os.fdopen(handle, "wb", closefd=False) as file:
+                file.write(data)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        fresh.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise FileTroubleError(
+            f"{path} can't be written: {error.strerror or error}",
+            hint=f"free space on, or mend, the file system of {path.parent} (df -h, dmesg)",
+        ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that others may look into; its files have modes of their own."""
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.chmod(0o755)
+    except OSError as error:
+        raise FileTroubleError(f"{path} can't be made: {error.strerror or error}") from error
+
+
+def read(path: Path, limit: int) -> bytes | None:
+    """Return what a file holds, at most ``limit`` bytes of it; None if there is none to read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limit)
+    except OSError:
+        return None
+
+
+def read_text(path: Path, limit: int) -> str | None:
+    """Return a file's text, None if there is none."""
+    data = read(path, limit)
+    return None if data is None else data.decode("utf-8", "replace")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if there is one. Raises FileTroubleError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileTroubleError(f"{path} can't be removed: {error.strerror or error}") from error

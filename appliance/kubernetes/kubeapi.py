@@ -1,0 +1,149 @@
+"""A small client of the Kubernetes API: HTTPS with a client certificate, a request a connection.
+
+It blocks: the agent calls it in a worker thread. Answers are bounded in size and time.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from appliance.kubernetes.errors import KubeApiError
+from appliance.kubernetes.kubeconfig import Kubeconfig
+from appliance.kubernetes.records import (
+    Lease,
+    NodeObject,
+    Record,
+    Remove,
+    patch_of,
+    read_lease,
+    read_node,
+    read_nodes,
+)
+
+SECONDS = 15.0
+ANSWER_MAX = 32 * 1024 * 1024
+_READ = 64 * 1024
+_MERGE = "application/merge-patch+json"
+
+
+class KubeApi:
+    """The API that a kubeconfig leads to, as whom it says."""
+
+    def __init__(self, config: Kubeconfig, *, seconds: float = SECONDS) -> None:
+        parts = urlsplit(config.server)
+        self._host = parts.hostname or "localhost"
+        self._port = parts.port or 443
+        self._where = config.server
+        self._seconds = seconds
+        self._context = _context(config)
+
+    def ready(self) -> bool:
+        """Say whether it serves."""
+        try:
+            return self._ask("GET", "/readyz").strip() == b"ok"
+        except KubeApiError:
+            return False
+
+    def nodes(self) -> tuple[NodeObject, ...]:
+        """Return all nodes."""
+        return read_nodes(self._ask("GET", "/api/v1/nodes"))
+
+    def node(self, name: str) -> NodeObject | None:
+        """Return a node, None if there is none."""
+        try:
+            return read_node(self._ask("GET", f"/api/v1/nodes/{quote(name)}"))
+        except KubeApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def lease(self) -> Lease | None:
+        """Return the lease of the controller manager's leader, None if there is none."""
+        path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-controller-manager"
+        try:
+            return read_lease(self._ask("GET", path))
+        except KubeApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def perform(self, change: Record | Remove) -> None:
+        """Record a node's ranges, or delete a node."""
+        path = f"/api/v1/nodes/{quote(change.node)}"
+        if isinstance(change, Record):
+            self._ask("PATCH", path, patch_of(change), _MERGE)
+            return
+        body = json.dumps({"preconditions": {"uid": change.uid}}).encode()
+        try:
+            self._ask("DELETE", path, body)
+        except KubeApiError as error:
+            if error.status != 404:
+                raise
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
+    ) -> bytes:
+        connection = http.client.HTTPSConnection(
+            self._host, self._port, timeout=self._seconds, context=self._context
+        )
+        deadline = time.monotonic() + self._seconds
+        headers = {"Accept": "application/json", "Connection": "close", "Content-Type": kind}
+        try:
+            with closing(connection):
+                connection.request(method, path, body, headers)
+                answer = connection.getresponse()
+                data = self._read(answer, path, deadline)
+        except (OSError, http.client.HTTPException) as error:
+            raise KubeApiError(
+                f"the Kubernetes API at {self._where} does not answer: "
+                f"{str(error) or type(error).__name__}",
+                hint="skerry cluster status; journalctl -u skerry-engine-server",
+            ) from error
+        if answer.status >= 400:
+            raise KubeApiError(
+                f"the Kubernetes API refused {method} {path}: {_said(data, answer.status)}",
+                status=answer.status,
+            )
+        return data
+
+    def _read(self, answer: http.client.HTTPResponse, path: str, deadline: float) -> bytes:
+        data = bytearray()
+        while part := answer.read1(_READ):
+            data += part
+            if len(data) > ANSWER_MAX:
+                raise KubeApiError(f"the Kubernetes API answers {path} with too much")
+            if time.monotonic() > deadline:
+                raise KubeApiError(f"the Kubernetes API answers {path} too slowly")
+        return bytes(data)
+
+
+def _context(config: Kubeconfig) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cadata=config.authority)
+        # `ssl` takes a client's key from a file only: one on a tmpfs, for root alone, at once gone.
+        with tempfile.TemporaryDirectory(prefix="skerry-", dir=_memory()) as folder:
+            path = Path(folder) / "client.pem"
+            path.write_text(f"{config.certificate.rstrip()}\n{config.key}", encoding="ascii")
+            context.load_cert_chain(path)
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise KubeApiError(f"the credentials for {config.server} can't be used: {error}") from error
+    return context
+
+
+def _memory() -> str | None:
+    """Return a directory that never reaches a disk."""
+    return next((one for one in ("/run", "/dev/shm") if Path(one).is_dir()), None)  # noqa: S108
+
+
+def _said(data: bytes, status: int) -> str:
+    try:
+        return str(json.loads(data)["message"])[:300]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return f"status {status}"

@@ -1,0 +1,124 @@
+"""What the agent sees through the supervisor, fetched as one picture."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from appliance.cluster import orders
+from appliance.cluster.sight import Orders
+from appliance.kubernetes import facts
+from appliance.kubernetes.asking import Supervisor
+from appliance.kubernetes.credentials import ROLES
+from appliance.kubernetes.errors import SupervisorError
+from appliance.kubernetes.facts import Cluster, SecretFacts
+from appliance.ledger.assigned import read_id
+
+NOT_FOUND = 404
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An entry of the ledger's bucket ``cluster``."""
+
+    owner: bytes
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One picture; ``values`` are the cluster's secrets that this node can read."""
+
+    cluster: Cluster
+    said: tuple[Said, ...] = ()
+    orders: Orders = field(default_factory=Orders)
+    secrets: Mapping[str, SecretFacts] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class Viewer:
+    """Fetches it; a secret's value is fetched once per generation."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._values: dict[str, tuple[int, str]] = {}
+
+    async def look(self) -> Sight:
+        """Return what is so now. Raises AwayError and SupervisorError; nothing is guessed."""
+        get = self._supervisor.get
+        document = facts.read(await get("/v1/cluster"), facts.ClusterFacts, "the cluster")
+        entries = facts.read(
+            await get("/v1/ledger/cluster"), facts.LedgerEntries, "the bucket cluster"
+        )
+        told = facts.read(
+            await get("/v1/ledger/assigned?prefix=cluster/"), facts.LedgerEntries, "orders"
+        )
+        listed = facts.read(await get("/v1/secret"), facts.SecretList, "the secrets")
+        secrets = {one.name: one for one in listed.secrets if one.name in ROLES}
+        cluster = facts.check(document)
+        return Sight(
+            cluster,
+            read_said(entries.entries),
+            orders.read_orders(read_said(told.entries), cluster.plan.network_id),
+            secrets,
+            await self._read(secrets),
+        )
+
+    async def revoked(self, ids: frozenset[str]) -> frozenset[str]:
+        """Return which nodes are out for ever."""
+        found = set()
+        for one in sorted(ids):
+            if read_id(one) is None:
+                continue
+            try:
+                await self._supervisor.get(f"/v1/ledger/revoked/node/{one}")
+            except SupervisorError as error:
+                if error.status == NOT_FOUND:
+                    continue
+                raise
+            found.add(one)
+        return frozenset(found)
+
+    async def _read(self, secrets: Mapping[str, SecretFacts]) -> dict[str, str]:
+        for name, one in secrets.items():
+            if not one.readable or self._values.get(name, (0, ""))[0] == one.generation:
+                continue
+            try:
+                data = await self._supervisor.get(f"/v1/secret/{name}")
+            except SupervisorError as error:
+                if error.status == NOT_FOUND:
+                    continue  # It was changed in between: the next look sees it.
+                raise
+            found = facts.read(data, _Value, f"the secret {name}")
+            if found.encoding == "utf-8":
+                self._values[name] = (found.generation, found.value)
+        return {name: value for name, (_, value) in self._values.items() if name in secrets}
+
+
+class _Value(msgspec.Struct, frozen=True):
+    generation: int
+    encoding: str
+    value: str = ""
+
+    def __repr__(self) -> str:
+        return "a secret's value"
+
+
+def read_said(entries: Sequence[facts.LedgerEntry]) -> tuple[Said, ...]:
+    """Return the entries with their values as bytes; what can't be decoded is left out."""
+    found = []
+    for one in entries:
+        owner = read_id(one.owner)
+        try:
+            plain = one.encoding == "utf-8"
+            value = one.value.encode() if plain else base64.b64decode(one.value, validate=True)
+        except (binascii.Error, ValueError):
+            continue
+        if owner is not None:
+            found.append(Said(owner, one.key, value))
+    return tuple(found)

@@ -1,0 +1,128 @@
+"""What part this node plays in the cluster: `appliance.cluster.roles`, asked and understood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from appliance.cluster import cluster_entries
+from appliance.cluster.cluster_entries import Kept
+from appliance.cluster.growth import Engine
+from appliance.cluster.sight import CLUSTER_LABEL, Decision, Member, Memory, Orders, View, Wanted
+from appliance.cluster.sight import Kind as Decided
+from appliance.kubernetes.facts import MemberFacts
+from appliance.kubernetes.looking import Sight
+from appliance.ledger.assigned import read_id
+from appliance.problem import Problem
+
+_DOWN = "down"
+
+
+class Kind(Enum):
+    """What runs here. WAIT: not decided yet; whatever runs goes on."""
+
+    WAIT = "wait"
+    NONE = "none"
+    SERVER = "server"
+    AGENT = "agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A decision: ``why`` and ``hint`` are for people.
+
+    ``founds``: this server makes the cluster if there is none on its disk. ``join`` is the address
+    of a server's API (an IP address), for everybody else. ``reset``: what the engine has on its
+    disk has to be moved away first.
+    """
+
+    kind: Kind
+    why: str
+    hint: str = ""
+    founds: bool = False
+    join: str | None = None
+    embedded: bool = False
+    reset: bool = False
+    problems: tuple[Problem, ...] = ()
+
+
+def view_of(
+    sight: Sight,
+    now: float,
+    now_ms: int,
+    *,
+    kept: Kept,
+    engine: Engine,
+    memory: Memory,
+    orders: Orders,
+) -> View:
+    """Return what the roles' decision is asked with."""
+    document = sight.cluster.document
+    own = read_id(document.node_id) or b""
+    members = {node: one for node, one in map(_member, document.members) if node}
+    if own not in members:
+        members[own] = Member(
+            own,
+            document.name,
+            frozenset(document.roles),
+            document.founder,
+            addresses=document.addresses,
+        )
+    return View(
+        own,
+        sight.cluster.plan.network_id,
+        members,
+        Wanted(document.settings.servers, document.settings.expected_nodes),
+        cluster_entries.read(sight.said),
+        now,
+        now_ms,
+        kept,
+        engine,
+        orders,
+        memory,
+    )
+
+
+def _member(one: MemberFacts) -> tuple[bytes, Member]:
+    node_id = read_id(one.node_id) or b""
+    return node_id, Member(
+        node_id,
+        one.name,
+        frozenset(one.roles),
+        one.founder,
+        one.state != _DOWN,
+        one.addresses,
+        one.labels.get(CLUSTER_LABEL, ""),
+    )
+
+
+def part_of(decision: Decision, joined: str | None) -> Part:
+    """Return the engine's part in a decision; ``joined`` is the server it joined through so far."""
+    kinds = {
+        Decided.WAIT: Kind.WAIT,
+        Decided.NONE: Kind.NONE,
+        Decided.FOUND: Kind.SERVER,
+        Decided.SERVER: Kind.SERVER,
+        Decided.AGENT: Kind.AGENT,
+    }
+    return Part(
+        kinds[decision.kind],
+        decision.why,
+        decision.hint,
+        founds=decision.kind is Decided.FOUND,
+        join=stay_with(joined, decision.join),
+        embedded=decision.cluster_init,
+        reset=decision.reset,
+        problems=decision.problems,
+    )
+
+
+def stay_with(current: str | None, servers: Sequence[str]) -> str | None:
+    """Return which server to join through: the current one as long as it is one of them.
+
+    A change restarts the engine, so nothing changes without need.
+    """
+    if current is not None and current in servers:
+        return current
+    return servers[0] if servers else None

@@ -1,0 +1,71 @@
+"""Where the cluster agent finds and puts things on a node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.cluster import conflist
+
+SERVER_UNIT = "skerry-engine-server.service"
+AGENT_UNIT = "skerry-engine-agent.service"
+API_PORT = 6443
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Every path that is used; tests give others."""
+
+    socket: Path = Path("/run/skerry/api.sock")
+    run_dir: Path = Path("/run/skerry-cluster")
+    data_dir: Path = Path("/data/kubernetes")
+    manifests: Path = Path("/usr/share/skerry/manifests")
+    conflist: Path = Path(conflist.PATH)
+    kubeconfig: Path = Path("/etc/rancher/k3s/k3s.yaml")
+    containerd: str = "unix:///run/containerd/containerd.sock"
+    cni_dir: Path = Path("/run/skerry-cni")
+
+    @property
+    def config(self) -> Path:
+        """The engine's configuration, mode 0600: it holds the token."""
+        return self.run_dir / "config.yaml"
+
+    @property
+    def applied(self) -> Path:
+        """The digest of the configuration that the engine was last started for."""
+        return self.run_dir / "applied"
+
+    @property
+    def status(self) -> Path:
+        """What the agent reports; readable by all, without secrets."""
+        return self.run_dir / "status.json"
+
+    @property
+    def engine_manifests(self) -> Path:
+        """What the engine applies."""
+        return self.data_dir / "server/manifests"
+
+    @property
+    def server_token(self) -> Path:
+        """The engine's own token file: ``K10HASH::server:SECRET``."""
+        return self.data_dir / "server/node-token"
+
+    @property
+    def agent_secret(self) -> Path:
+        """The secret that agents join by, kept by the node that founded the cluster."""
+        return self.data_dir / "skerry/agent-secret"
+
+    @property
+    def kept(self) -> Path:
+        """What this node promised and became (`cluster_entries.Kept`): outlives the ledger."""
+        return self.data_dir / "skerry/roles"
+
+    @property
+    def sealed(self) -> Path:
+        """By which the agent knows again what it sealed for the operator."""
+        return self.run_dir / "sealed"
+
+    @property
+    def kubelet_kubeconfig(self) -> Path:
+        """The kubelet's own credentials."""
+        return self.data_dir / "agent/kubelet.kubeconfig"

@@ -1,0 +1,74 @@
+"""What the cluster agent says of itself: ``status.json``, and a few lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from appliance.problem import Problem
+
+STATUS_MAX = 256 * 1024
+
+
+class State(Enum):
+    """How it goes."""
+
+    WAITING = "waiting"
+    OFF = "off"
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """The engine's unit."""
+
+    unit: str = ""
+    state: str = ""
+    starts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The document of ``/run/skerry-cluster/status.json``; fields are only ever added."""
+
+    state: str
+    role: str
+    why: str
+    engine: EngineReport
+    node_ready: bool
+    api: str
+    problems: tuple[Problem, ...]
+    cni: str = ""
+    nodes: Mapping[str, bool] | None = None
+
+
+def text(report: Report) -> str:
+    """Return the file's text."""
+    return json.dumps(asdict(report), indent=2) + "\n"
+
+
+def state_of(*, role: str, running: bool, ready: bool, problems: tuple[Problem, ...]) -> State:
+    """Return the state that follows."""
+    if role == "none":
+        return State.DEGRADED if problems else State.OFF
+    if problems:
+        return State.DEGRADED
+    if role == "wait":
+        return State.WAITING
+    return State.READY if running and ready else State.STARTING
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the document as it is on the disk, None if there is none that can be read."""
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(STATUS_MAX))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None

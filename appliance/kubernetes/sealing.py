@@ -1,0 +1,114 @@
+"""The tokens of this node's engine: read from sealed secrets, and sealed by the one who leads."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+
+from appliance.kubernetes import credentials, files
+from appliance.kubernetes.asking import Supervisor
+from appliance.kubernetes.config import Keys
+from appliance.kubernetes.credentials import AGENT_TOKEN, SERVER_TOKEN, Own, Token, read_token
+from appliance.kubernetes.errors import KubernetesError
+from appliance.kubernetes.kubeconfig import FILE_MAX, Kubeconfig, pack, read_kubeconfig
+from appliance.kubernetes.looking import Sight
+from appliance.kubernetes.operator_box import seal_for_operator
+from appliance.kubernetes.part import Kind, Part
+from appliance.kubernetes.places import API_PORT, Places
+from appliance.kubernetes.serving import server_url
+
+log = logging.getLogger(__name__)
+
+_TOKEN_MAX = 4096
+# An entry of the bucket `cluster`, under the node's own id: sealed to the network's root key.
+OPERATOR_KIND = "kubeconfig"
+
+
+class Sealer:
+    """What this node knows of the cluster's credentials."""
+
+    def __init__(self, places: Places, supervisor: Supervisor) -> None:
+        self._places = places
+        self._supervisor = supervisor
+
+    def keys(self, sight: Sight, part: Part) -> Keys | None:
+        """Return what the engine of a part needs; None: nobody has sealed it yet.
+
+        Raises KubernetesError for what is no token.
+        """
+        if part.kind is Kind.AGENT:
+            found = self._sealed(sight, AGENT_TOKEN)
+            return None if found is None else Keys(found.text)
+        if part.founds:
+            # The engine makes its own token at first, and finds it again by itself.
+            return Keys(None, self._agent_secret(sight))
+        server, agent = self._sealed(sight, SERVER_TOKEN), self._sealed(sight, AGENT_TOKEN)
+        if server is None or agent is None:
+            return None
+        return Keys(server.text, agent.secret)
+
+    async def seal(self, sight: Sight, *, leads: bool) -> None:
+        """Seal what nobody has sealed yet, and new values where one who is out has had them.
+
+        Raises KubernetesError: the engine has not written its files yet, or the supervisor is away.
+        """
+        if not leads:
+            return
+        server = self._own_token()
+        config = self._own_kubeconfig(sight)
+        secret = self._agent_secret(sight)
+        if credentials.must_rotate(sight.secrets, leads=leads):
+            secret = secrets.token_hex(32)
+            log.warning("the token that agents join by was seen by one who is out: a new one")
+        own = Own(server.text, credentials.agent_token(server, secret), pack(config), leads)
+        for put in credentials.puts(own, sight.secrets, sight.values):
+            await self._supervisor.put_secret(put.name, put.value.encode(), put.roles)
+            log.info("%s is sealed to %s", put.name, ", ".join(put.roles))
+        await self._seal_for_operator(sight, config)
+
+    def _sealed(self, sight: Sight, name: str) -> Token | None:
+        text = sight.values.get(name)
+        return None if text is None else read_token(text, f"the secret {name}")
+
+    def _agent_secret(self, sight: Sight) -> str:
+        """Return the secret that agents join by; the founder makes it before there is a cluster."""
+        if (sealed := self._sealed(sight, AGENT_TOKEN)) is not None:
+            return sealed.secret
+        path = self._places.agent_secret
+        text = (files.read_text(path, _TOKEN_MAX) or "").strip()
+        if not text:
+            text = secrets.token_hex(32)
+            files.write(path, f"{text}\n".encode())
+        return text
+
+    def _own_token(self) -> Token:
+        path = self._places.server_token
+        text = files.read_text(path, _TOKEN_MAX)
+        if text is None:
+            raise KubernetesError(f"the engine has not written {path} yet")
+        return read_token(text, str(path))
+
+    def _own_kubeconfig(self, sight: Sight) -> Kubeconfig:
+        path = self._places.kubeconfig
+        text = files.read_text(path, FILE_MAX)
+        if text is None:
+            raise KubernetesError(f"the engine has not written {path} yet")
+        one = read_kubeconfig(text, str(path))
+        address = sight.cluster.node_addresses[0]
+        url = server_url(address, API_PORT)
+        return Kubeconfig(url, one.authority, one.certificate, one.key)
+
+    async def _seal_for_operator(self, sight: Sight, config: Kubeconfig) -> None:
+        key = f"{sight.cluster.document.node_id}/{OPERATOR_KIND}"
+        root = sight.cluster.document.network_key
+        mark = hashlib.sha256(f"{key}\0{root}\0{pack(config)}".encode()).hexdigest().encode()
+        # A sealed box can't be read back here: what was sealed is remembered by its hash.
+        there = any(one.key == key for one in sight.said)
+        if there and files.read(self._places.sealed, 128) == mark:
+            return
+        value = seal_for_operator(root, sight.cluster.plan.network_id, config)
+        await self._supervisor.put_entry(key, value)
+        await asyncio.to_thread(files.write, self._places.sealed, mark)
+        log.info("the kubeconfig is sealed to the network's root key")

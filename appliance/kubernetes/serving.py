@@ -1,0 +1,174 @@
+"""The Kubernetes side of a node: asks the API, records ranges, removes nodes that are out.
+
+All of it may be slow or away; it runs beside the agent's loop and leaves its latest `KubeFacts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from appliance.cluster.growth import Engine
+from appliance.cluster.recorded import Reconciled
+from appliance.kubernetes import files, records
+from appliance.kubernetes.config import bracketed
+from appliance.kubernetes.errors import KubeApiError, KubernetesError
+from appliance.kubernetes.facts import Cluster
+from appliance.kubernetes.kubeapi import KubeApi
+from appliance.kubernetes.kubeconfig import FILE_MAX, Kubeconfig, read_kubeconfig
+from appliance.kubernetes.looking import Sight, Viewer
+from appliance.kubernetes.part import Kind, Part
+from appliance.kubernetes.places import Places
+from appliance.kubernetes.records import Lease, NodeObject, Record, Remove
+from appliance.ledger.assigned import read_id
+from appliance.problem import Problem
+
+log = logging.getLogger(__name__)
+
+
+class Api(Protocol):
+    """What is asked of Kubernetes; every method blocks and may raise KubeApiError."""
+
+    def ready(self) -> bool:
+        """Say whether it serves."""
+
+    def nodes(self) -> tuple[NodeObject, ...]:
+        """Return all nodes."""
+
+    def node(self, name: str) -> NodeObject | None:
+        """Return a node."""
+
+    def lease(self) -> Lease | None:
+        """Return the controller manager's lease."""
+
+    def perform(self, change: Record | Remove) -> None:
+        """Change a node."""
+
+
+Connect = Callable[[Kubeconfig], Api]
+
+
+@dataclass(frozen=True, slots=True)
+class KubeFacts:
+    """What is known of Kubernetes now.
+
+    ``serves``: this node's own API answers. ``own``: what this node may do with its pod range, None
+    while Kubernetes was not asked. ``nodes``: every Node's name, and whether it is ready.
+    """
+
+    serves: bool = False
+    node: NodeObject | None = None
+    own: Reconciled | None = None
+    nodes: Mapping[str, bool] = field(default_factory=dict)
+    engine: Engine = field(default_factory=Engine)
+    problems: tuple[Problem, ...] = ()
+
+
+class KubeSide:
+    """Asks with the administrator's credentials on a server, with the kubelet's on an agent."""
+
+    def __init__(self, places: Places, viewer: Viewer, *, connect: Connect = KubeApi) -> None:
+        self._places = places
+        self._viewer = viewer
+        self._connect = connect
+        self._api: tuple[str, Api] | None = None
+        self.facts = KubeFacts()
+
+    async def work(self, sight: Sight, part: Part, remove: bytes | None = None) -> KubeFacts:
+        """Ask, do what servers do, and return what is so now. Never raises SkerryError."""
+        try:
+            if part.kind is Kind.SERVER:
+                self.facts = await self._serve(sight, part, remove)
+            elif part.kind is Kind.AGENT:
+                self.facts = await self._watch(sight.cluster)
+            elif part.kind is Kind.NONE:
+                self.facts = KubeFacts()
+        except KubernetesError as error:
+            log.info("Kubernetes was not asked: %s", error)
+            # What was agreed on a pod range stays: it never changes.
+            self.facts = KubeFacts(own=self.facts.own, engine=self._without_api(sight.cluster))
+        return self.facts
+
+    def has_data(self) -> bool:
+        """Say whether there is Kubernetes state on this server's disk."""
+        return (self._places.data_dir / "server/db").is_dir()
+
+    def _without_api(self, cluster: Cluster) -> Engine:
+        own = read_id(cluster.document.node_id) or b""
+        return Engine(has_data=self.has_data(), members=frozenset({own}))
+
+    async def _serve(self, sight: Sight, part: Part, remove: bytes | None) -> KubeFacts:
+        cluster = sight.cluster
+        api = self._connected(self._places.kubeconfig)
+        if not await asyncio.to_thread(api.ready):
+            return KubeFacts(own=self.facts.own, engine=self._without_api(cluster))
+        nodes = await asyncio.to_thread(api.nodes)
+        lease = await asyncio.to_thread(api.lease)
+        revoked = await self._viewer.revoked(records.unknown(nodes, cluster))
+        decided = records.decide(nodes, cluster, revoked | _text_id(nodes, remove))
+        problems = list(decided.problems)
+        for change in decided.changes:
+            try:
+                await asyncio.to_thread(api.perform, change)
+            except KubeApiError as error:
+                problems.append(Problem("kubernetes-refused", str(error), error.hint or ""))
+            else:
+                log.info("told Kubernetes: %s", change)
+        return KubeFacts(
+            serves=True,
+            node=_named(nodes, cluster.document.name),
+            own=decided.own,
+            nodes={one.metadata.name: one.ready for one in nodes},
+            engine=self._engine(cluster, part, nodes, lease),
+            problems=tuple(problems),
+        )
+
+    def _engine(
+        self, cluster: Cluster, part: Part, nodes: tuple[NodeObject, ...], lease: Lease | None
+    ) -> Engine:
+        own = read_id(cluster.document.node_id) or b""
+        shared = {read_id(one.node_id) or b"" for one in nodes if one.keeps_state} - {b""}
+        alone = not part.embedded and part.join is None
+        return Engine(
+            has_data=self.has_data(),
+            addresses=cluster.document.addresses[:2],
+            # Whoever keeps the state alone needs no lease to be the first.
+            leader=alone or (lease is not None and lease.holder_node == cluster.document.name),
+            term=0 if alone or lease is None else lease.transitions,
+            members=frozenset(shared | {own}),
+        )
+
+    async def _watch(self, cluster: Cluster) -> KubeFacts:
+        api = self._connected(self._places.kubelet_kubeconfig)
+        node = await asyncio.to_thread(api.node, cluster.document.name)
+        own = None if node is None else records.own_range(node, cluster)
+        problems = () if own is None or own.problem is None else (own.problem,)
+        nodes = {} if node is None else {node.metadata.name: node.ready}
+        return KubeFacts(node=node, own=own, nodes=nodes, problems=problems)
+
+    def _connected(self, path: Path) -> Api:
+        text = files.read_text(path, FILE_MAX)
+        if text is None:
+            raise KubernetesError(f"there is no {path} yet")
+        if self._api is None or self._api[0] != text:
+            self._api = (text, self._connect(read_kubeconfig(text, str(path))))
+        return self._api[1]
+
+
+def server_url(address: str, port: int) -> str:
+    """Return the URL of an API."""
+    return f"https://{bracketed(address)}:{port}"
+
+
+def _named(nodes: tuple[NodeObject, ...], name: str) -> NodeObject | None:
+    return next((one for one in nodes if one.metadata.name == name), None)
+
+
+def _text_id(nodes: tuple[NodeObject, ...], node_id: bytes | None) -> frozenset[str]:
+    if node_id is None:
+        return frozenset()
+    return frozenset(one.node_id for one in nodes if read_id(one.node_id) == node_id)

@@ -1,0 +1,147 @@
+"""The service manager over D-Bus (systemd's org.freedesktop.systemd1): start, stop, ask.
+
+Plain messages without introspection. The connection is made when it is needed and made anew when
+it broke; every failure is a `UnitError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from dbus_fast import BusType, DBusFastError, Message, MessageType, Variant
+from dbus_fast.aio import MessageBus
+
+from appliance.kubernetes.errors import UnitError
+from appliance.kubernetes.keeper import Unit, UnitFacts
+
+SERVICE = "org.freedesktop.systemd1"
+PATH = "/org/freedesktop/systemd1"
+MANAGER = f"{SERVICE}.Manager"
+CALL_SECONDS = 30.0
+_NO_SUCH_UNIT = f"{SERVICE}.NoSuchUnit"
+_HINT = "systemctl status dbus; the cluster agent needs the system bus"
+
+
+class Units(Protocol):
+    """What the keeper's steps are performed by."""
+
+    async def facts(self, unit: str) -> UnitFacts:
+        """Return what is so now. Raises UnitError."""
+
+    async def start(self, unit: str) -> None:
+        """Ask for a start, without waiting for it. Raises UnitError."""
+
+    async def restart(self, unit: str) -> None:
+        """Ask for a restart, or a start. Raises UnitError."""
+
+    async def stop(self, unit: str) -> None:
+        """Ask for a stop. Raises UnitError."""
+
+    async def close(self) -> None:
+        """Give back what was used."""
+
+
+class Systemd:
+    """The machine's systemd."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address
+        self._bus: MessageBus | None = None
+
+    async def facts(self, unit: str) -> UnitFacts:
+        """Return what is so now."""
+        (path,) = await self._call(PATH, MANAGER, "LoadUnit", "s", [unit], "o")
+        unit_facts = await self._properties(path, f"{SERVICE}.Unit")
+        if unit_facts.get("LoadState") != "loaded":
+            return UnitFacts(Unit.MISSING)
+        service = await self._properties(path, f"{SERVICE}.Service")
+        return UnitFacts(
+            _state(unit_facts.get("ActiveState"), unit_facts.get("SubState")),
+            str(service.get("Result", "success")),
+            int(service.get("NRestarts", 0)),
+        )
+
+    async def start(self, unit: str) -> None:
+        """Ask for a start; a unit that failed too often may again."""
+        await self._call(PATH, MANAGER, "ResetFailedUnit", "s", [unit], "", lenient=True)
+        await self._call(PATH, MANAGER, "StartUnit", "ss", [unit, "replace"], "o")
+
+    async def restart(self, unit: str) -> None:
+        """Ask for a restart."""
+        await self._call(PATH, MANAGER, "RestartUnit", "ss", [unit, "replace"], "o")
+
+    async def stop(self, unit: str) -> None:
+        """Ask for a stop."""
+        await self._call(PATH, MANAGER, "StopUnit", "ss", [unit, "replace"], "o")
+
+    async def close(self) -> None:
+        """Leave the bus."""
+        if self._bus is not None:
+            self._bus.disconnect()
+            self._bus = None
+
+    async def _properties(self, path: str, interface: str) -> dict[str, Any]:
+        (found,) = await self._call(
+            path, "org.freedesktop.DBus.Properties", "GetAll", "s", [interface], "a{sv}"
+        )
+        return {name: one.value if isinstance(one, Variant) else one for name, one in found.items()}
+
+    async def _call(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        body: list[Any],
+        expected: str,
+        *,
+        lenient: bool = False,
+    ) -> list[Any]:
+        message = Message(
+            destination=SERVICE,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=body,
+        )
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                reply = await (await self._connected()).call(message)
+        except (OSError, DBusFastError, EOFError, TimeoutError, ValueError, TypeError) as error:
+            await self.close()
+            raise UnitError(
+                f"systemd can't be asked ({member}): {str(error) or type(error).__name__}",
+                hint=_HINT,
+            ) from error
+        if reply is None:
+            raise UnitError(f"systemd did not answer {member}", hint=_HINT)
+        if reply.message_type is MessageType.ERROR:
+            if lenient:
+                return []
+            said = reply.body[0] if reply.body else reply.error_name
+            raise UnitError(f"systemd refused {member} {' '.join(map(str, body))}: {said}")
+        if reply.signature != expected:
+            if lenient:
+                return []
+            raise UnitError(f"systemd answered {member} with {reply.signature!r}")
+        return list(reply.body)
+
+    async def _connected(self) -> MessageBus:
+        if self._bus is None or not self._bus.connected:
+            self._bus = await MessageBus(
+                bus_address=self._address, bus_type=BusType.SYSTEM, auth_timeout=CALL_SECONDS
+            ).connect()
+        return self._bus
+
+
+def _state(active: object, sub: object) -> Unit:
+    if active == "activating" and sub in {"auto-restart", "auto-restart-queued"}:
+        return Unit.RETRYING
+    if active == "reloading":
+        return Unit.ACTIVE
+    try:
+        return Unit(str(active))
+    except ValueError:
+        return Unit.INACTIVE

@@ -1,0 +1,302 @@
+"""The agent's loop around a fake node: what it writes, starts, seals and tells."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from appliance.cluster.conflist import read_conflist
+from appliance.cni.provider import NoPods, Pods
+from appliance.kubernetes.agent import joined_in
+from appliance.kubernetes.errors import KubeApiError
+from appliance.kubernetes.kubeconfig import unpack
+from appliance.kubernetes.operator_box import open_as_operator
+from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT
+from appliance.kubernetes.records import Record, Remove
+from tests.fakes.cluster_world import (
+    IDS,
+    NETWORK,
+    SEED,
+    SERVER_TOKEN,
+    World,
+    make_world,
+    node_object,
+    pod_range,
+)
+
+pytestmark = pytest.mark.anyio
+AGENT_TOKEN = SERVER_TOKEN.replace("server", "node")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def founded(folder: Path) -> World:
+    world = make_world(folder)
+    await world.turns(10, 4)
+    world.engine_files()
+    world.api.objects["founder"] = node_object(0)
+    await world.turns(3)
+    return world
+
+
+async def joined(folder: Path, **changed: str) -> World:
+    """Return the second node of a cluster whose founder serves."""
+    first = await founded(folder_of(folder, "first"))
+    world = make_world(folder_of(folder, "second"), own=1)
+    world.supervisor.entries.update(first.supervisor.entries)
+    for name, one in first.supervisor.secrets.items():
+        world.supervisor.give_secret(name, one["value"])
+    world.api.objects["second"] = node_object(1)
+    await world.turns(10, 4)
+    assert not changed
+    return world
+
+
+def folder_of(folder: Path, name: str) -> Path:
+    made = folder / name
+    made.mkdir()
+    return made
+
+
+async def test_a_founder_gets_its_engine(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    await world.turns(10, 4)
+    assert world.units.calls == [("start", SERVER_UNIT)]
+    config = world.places.config.read_text()
+    assert 'node-name: "founder"' in config
+    assert 'node-ip: "10.10.0.1,fd00::1"' in config
+    assert "  - " + '"allocate-node-cidrs=false"' in config
+    assert "server:" not in config
+    assert "\ntoken:" not in config
+    assert stat.S_IMODE(world.places.config.stat().st_mode) == 0o600
+    assert stat.S_IMODE(world.places.agent_secret.stat().st_mode) == 0o600
+    manifest = world.places.engine_manifests / "skerry-coredns.yaml"
+    assert manifest.read_text() == "# DNS at 10.96.0.10, pods in 10.244.0.0/16\n"
+    network = read_conflist(world.places.conflist.read_bytes())
+    assert str(network.ranges[0]) == "10.244.1.0/24"
+    assert network.mtu == 1380
+    assert world.cni.used[-1] == Pods(network, "skerry0")
+    assert world.status["state"] == "starting"
+
+
+async def test_pods_are_prepared_before_anything_else(tmp_path: Path) -> None:
+    world = make_world(tmp_path, own=1)
+    await world.turns(1)
+    assert world.places.conflist.exists()
+    assert world.units.calls == []
+
+
+async def test_a_founder_records_and_seals_once(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    ranges = (pod_range(1)["ipv4"], pod_range(1)["ipv6"])
+    assert world.api.changes == [Record("founder", ranges)]
+    secrets = world.supervisor.secrets
+    assert {name: one["row"]["roles"] for name, one in secrets.items()} == {
+        "cluster-server-token": ["server"],
+        "cluster-agent-token": ["agent", "server"],
+        "cluster-kubeconfig": ["server"],
+    }
+    assert secrets["cluster-server-token"]["value"] == SERVER_TOKEN
+    assert secrets["cluster-agent-token"]["value"].startswith(f"K10{'ab' * 32}::node:")
+    assert unpack(secrets["cluster-kubeconfig"]["value"], "it").server == "https://10.10.0.1:6443"
+    assert world.status["state"] == "ready"
+    entries = dict(world.supervisor.entries)
+    await world.turns(10, 4)
+    assert world.supervisor.entries == entries
+    assert {one["row"]["generation"] for one in secrets.values()} == {1}
+    assert world.units.calls == [("start", SERVER_UNIT)]
+
+
+async def test_the_operator_opens_what_a_founder_sealed(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    sealed = world.supervisor.entries[f"{IDS[0]}/kubeconfig"][1]
+    opened = open_as_operator(SEED, NETWORK, sealed, "it")
+    assert opened.server == "https://10.10.0.1:6443"
+    assert opened.key.encode() not in sealed
+
+
+async def test_an_agent_joins_with_its_own_token(tmp_path: Path) -> None:
+    world = await joined(tmp_path)
+    assert world.units.calls == [("start", AGENT_UNIT)]
+    config = world.places.config.read_text()
+    token = world.supervisor.secrets["cluster-agent-token"]["value"]
+    assert f'token: "{token}"' in config
+    assert 'server: "https://10.10.0.1:6443"' in config
+    assert "agent-token" not in config
+    assert "cluster-cidr" not in config
+    assert joined_in(config) == "10.10.0.1"
+    assert token not in world.places.status.read_text()
+
+
+async def test_an_agent_waits_for_its_token_and_says_so(tmp_path: Path) -> None:
+    world = await joined(tmp_path)
+    other = make_world(folder_of(tmp_path, "other"), own=1)
+    other.supervisor.entries.update(world.supervisor.entries)
+    await other.turns(10, 4)
+    assert other.units.calls == []
+    assert not other.places.config.exists()
+    assert "join token" in other.status["why"]
+    other.supervisor.give_secret("cluster-agent-token", AGENT_TOKEN)
+    await other.turns(2)
+    assert other.units.calls == [("start", AGENT_UNIT)]
+
+
+async def test_without_its_supervisor_everything_stays(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    config, text = world.places.config.read_text(), world.places.conflist.read_bytes()
+    world.supervisor.away = True
+    await world.turns(50)
+    assert world.units.calls == [("start", SERVER_UNIT)]
+    assert (world.places.config.read_text(), world.places.conflist.read_bytes()) == (config, text)
+    assert [one["code"] for one in world.status["problems"]] == ["supervisor-away"]
+    world.supervisor.away = False
+    await world.turns(2)
+    assert world.status["state"] == "ready"
+
+
+async def test_an_engine_that_ends_is_started_without_the_supervisor_too(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    world.supervisor.away = True
+    await world.units.stop(SERVER_UNIT)
+    await world.turns(2)
+    assert world.units.calls[-1] == ("start", SERVER_UNIT)
+
+
+async def test_a_range_that_is_not_known_for_a_while_takes_nothing(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    used = list(world.cni.used)
+    world.supervisor.document["range"] = None
+    await world.turns(3)
+    assert world.places.conflist.exists()
+    assert world.cni.used == used
+    assert world.units.calls == [("start", SERVER_UNIT)]
+
+
+async def test_a_refused_range_is_refused_on_both_sides(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    world.api.changes.clear()
+    world.api.objects["founder"] = node_object(0, "10.244.99.0/24")
+    await world.turns(3)
+    assert world.api.changes == []
+    assert not world.places.conflist.exists()
+    assert isinstance(world.cni.used[-1], NoPods)
+    assert [one["code"] for one in world.status["problems"]] == ["pod-range-conflict"]
+    world.api.objects["founder"] = node_object(0, pod_range(1)["ipv4"])
+    await world.turns(3)
+    assert world.places.conflist.exists()
+
+
+async def test_a_revoked_member_loses_its_node_object(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    world.api.objects["fourth"] = node_object(3)
+    await world.turns(3)
+    # Only unknown so far: the ledger may still be filling up.
+    assert "fourth" in world.api.objects
+    world.supervisor.revoked.add(IDS[3])
+    await world.turns(3)
+    assert Remove("fourth", "uid-3") in world.api.changes
+    assert "fourth" not in world.api.objects
+
+
+async def test_a_token_that_was_seen_is_made_anew_and_the_server_takes_it(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    before = world.supervisor.secrets["cluster-agent-token"]
+    before["row"]["exposed"] = True
+    await world.turns(15)
+    after = world.supervisor.secrets["cluster-agent-token"]
+    assert after["row"]["generation"] == 2
+    assert after["value"] != before["value"]
+    assert after["value"].rpartition(":")[2] in world.places.config.read_text()
+    assert world.units.calls == [("start", SERVER_UNIT), ("restart", SERVER_UNIT)]
+
+
+async def test_an_engine_that_fails_is_a_problem_with_a_way_out(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    world.units.failing = True
+    await world.turns(60)
+    assert 4 <= len(world.units.calls) <= 8
+    (problem,) = world.status["problems"]
+    assert problem["code"] == "engine-failing"
+    assert "journalctl" in problem["hint"]
+    world.units.failing = False
+    await world.turns(40)
+    assert world.status["problems"] == []
+
+
+async def test_kubernetes_that_says_no_is_told_and_asked_again(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    world.api.error = KubeApiError("the Kubernetes API refused GET /: 500", status=500)
+    await world.turns(3)
+    assert world.status["node_ready"] is False
+    assert world.places.conflist.exists()
+    world.api.error = None
+    await world.turns(3)
+    assert world.status["node_ready"] is True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"node_id": 5}',
+        b"[" * 100_000,
+        b'{"node_id": "x", "name": "n", "network": "n", "network_id": "y"}',
+        b"\xff\xfe\x00",
+    ],
+)
+async def test_a_supervisor_that_talks_nonsense_changes_nothing(
+    tmp_path: Path, text: bytes
+) -> None:
+    world = await founded(tmp_path)
+    calls = list(world.units.calls)
+    world.supervisor.broken = text
+    await world.turns(3)
+    assert world.units.calls == calls
+    assert [one["code"] for one in world.status["problems"]] == ["supervisor"]
+    assert world.places.conflist.exists()
+
+
+async def test_facts_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    for name, value in (
+        ("network_id", "short"),
+        ("addresses", ["10.10.0.1; reboot"]),
+        ("pods_ipv6", "everything"),
+        ("range", {"ipv4": "10.244.1.0/8", "ipv6": "::/0"}),
+    ):
+        before = world.supervisor.document[name]
+        world.supervisor.document[name] = value
+        await world.turns(1)
+        assert [one["code"] for one in world.status["problems"]] == ["supervisor"], name
+        world.supervisor.document[name] = before
+    assert world.units.calls == [("start", SERVER_UNIT)]
+
+
+async def test_a_full_disk_is_a_problem_and_passes(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    world.places.conflist.parent.parent.mkdir(exist_ok=True)
+    blocked = world.places.conflist.parent
+    blocked.write_text("a file where the folder should be")
+    await world.turns(10, 4)
+    assert world.units.calls == []
+    codes = {one["code"] for one in world.status["problems"]}
+    assert codes == {"disk"}
+    blocked.unlink()
+    await world.turns(2)
+    assert world.units.calls == [("start", SERVER_UNIT)]
+    assert world.status["problems"] == []
+
+
+async def test_a_systemd_that_is_away_is_a_problem(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    world.units.away = True
+    await world.turns(10, 4)
+    assert [one["code"] for one in world.status["problems"]] == ["systemd"]
