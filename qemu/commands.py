@@ -14,7 +14,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     up = actions.add_parser("up", help="boot nodes from one image and show them talk")
     up.add_argument("--nodes", type=int, default=2, metavar="N", help="how many (default: 2)")
     up.add_argument("--image", type=Path, metavar="FILE", help="instead of building one")
-    up.add_argument("--timeout", type=float, default=900, metavar="SECONDS", help="for all to join")
+    up.add_argument(
+        "--timeout", type=float, default=900, metavar="SECONDS", help="for each stage (900)"
+    )
+    up.add_argument(
+        "--no-cluster",
+        dest="cluster",
+        action="store_false",
+        help="the overlay alone: no Kubernetes on the nodes",
+    )
     up.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     up.set_defaults(handler=_up)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from image.artifacts import Artifacts
 from image.tools import ToolsRoot, locked
-from qemu import demo, images, lab
+from qemu import cluster, demo, images, lab
 from qemu import shell as guest_shell
 from qemu.errors import LabError
 from qemu.machine import Machine
@@ -29,7 +29,10 @@ def up(arguments: argparse.Namespace) -> int:
         tools = _tools()
         record, machines = _running(arguments, tools) or _fresh(arguments, tools)
         _wait_ready(machines, arguments.timeout)
-        result = demo.show(machines)
+        result: dict[str, Any] = demo.show(machines)
+        if arguments.cluster:
+            names = [str(one["name"]) for one in result["nodes"].values()]
+            result |= cluster.show(machines, names, arguments.timeout)
     for machine in machines:
         machine.release()
     console.note("")
@@ -38,6 +41,8 @@ def up(arguments: argparse.Namespace) -> int:
         f"{console.format_elapsed(time.monotonic() - begun)}."
     )
     console.note("make shell NODE=1   make logs NODE=1   make stop")
+    if arguments.cluster:
+        console.note(f"In the shell of {result['server']}: kubectl get pods -A -o wide")
     if arguments.json:
         print(json.dumps(result | {"accelerator": record.accelerator}, indent=2))
     return 0
@@ -139,7 +144,7 @@ def _fresh(arguments: argparse.Namespace, tools: ToolsRoot) -> tuple[lab.LabReco
     with console.step("accelerator"):
         accelerator = _accelerator(artifacts, tools)
     with console.step("a network and its token"):
-        tokens = lab.make_tokens(arguments.nodes)
+        tokens = lab.make_tokens(arguments.nodes, cluster=arguments.cluster)
     with console.step(f"switching {arguments.nodes} machines on ({accelerator.name})"):
         return lab.boot(image, tokens, accelerator, tools=tools)
 

@@ -25,6 +25,9 @@ from qemu.spec import SOCKETS_HOME, Accelerator, LanNic, MachineSpec
 
 LAB = REPOSITORY / "build" / "lab"
 MOST_NODES = 5
+CLUSTER_MEMORY_MIB = 2048
+CLUSTER_DATA = 4 << 30
+"""What the data partition of a node with Kubernetes gets; the file on the host is sparse."""
 _HUB_SECONDS = 30.0
 
 
@@ -174,7 +177,7 @@ def boot(
     directory: Path = LAB,
     tools: ToolsRoot,
 ) -> tuple[LabRecord, list[Machine]]:
-    """Start one machine per token from an image, on a LAN of their own."""
+    """Start one machine per token from an image, on a LAN of their own, fit for Kubernetes."""
     sockets = Path(tempfile.mkdtemp(prefix="skerry-lab-", dir=SOCKETS_HOME))
     lan = sockets / "lan"
     hub = start_hub(lan, log=directory / "lan.log")
@@ -188,7 +191,8 @@ def boot(
         spec = MachineSpec(
             name,
             disk=image,
-            disk_size=image.stat().st_size + (1 << 30),
+            disk_size=image.stat().st_size + CLUSTER_DATA,
+            memory_mib=CLUSTER_MEMORY_MIB,
             nics=(LanNic(lan),),
             credentials={"skerry.token": token},
         )
@@ -249,15 +253,18 @@ def clean(directory: Path = LAB) -> None:
     shutil.rmtree(directory / "network", ignore_errors=True)
 
 
-def make_tokens(count: int, directory: Path = LAB) -> list[bytes]:
+def make_tokens(count: int, directory: Path = LAB, *, cluster: bool = False) -> list[bytes]:
     """Make a network in ``directory/network`` and a token of it for each node.
 
+    With ``cluster`` the nodes found one: a single node by its grant, more of them by majority.
     They come from the commands that an operator uses: this package does not import provisioning.
     """
     network = directory / "network"
-    _skerry("network", "new", "lab", "--dir", str(network))
-    token = _skerry("token", "new", "--network", str(network), "--expires", "30d").strip().encode()
-    return [token] * count
+    expected = ["--expected-nodes", str(count)] if cluster and count > 1 else []
+    _skerry("network", "new", "lab", "--dir", str(network), *expected)
+    founder = ["--founder"] if cluster and count == 1 else []
+    words = ["token", "new", "--network", str(network), "--expires", "30d", *founder]
+    return [_skerry(*words).strip().encode()] * count
 
 
 def _skerry(*words: str) -> str:

@@ -7,7 +7,7 @@ import json
 import queue
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,12 +80,24 @@ def describe(status: dict[str, Any]) -> str:
     return words
 
 
+def reasons(status: dict[str, Any]) -> list[str]:
+    """Return what a node says is wrong, and the ways out."""
+    return [f"{one.get('message')}. {one.get('hint')}" for one in status.get("reasons") or []]
+
+
 @dataclass(slots=True)
 class NodeWatch:
-    """Follows one node; :meth:`poll` returns words when there is something new to say."""
+    """Follows one node; :meth:`poll` returns words when there is something new to say.
+
+    ``command`` runs in the guest and prints a JSON document a line; ``words`` and ``trouble`` say
+    what such a document means.
+    """
 
     machine: Machine
     status: dict[str, Any] = field(default_factory=dict)
+    command: Sequence[str] = ("/usr/bin/python3", "-ISc", STATUS_WATCHER)
+    words: Callable[[dict[str, Any]], str] = describe
+    trouble: Callable[[dict[str, Any]], list[str]] = reasons
     _said: str = ""
     _job: Job | None = None
     _line: bytes = b""
@@ -101,7 +113,7 @@ class NodeWatch:
             )
         self._follow_supervisor()
         if self.status:
-            words = describe(self.status)
+            words = self.words(self.status)
         elif self._job:
             words = "system is up, supervisor starting"
         else:
@@ -124,7 +136,7 @@ class NodeWatch:
                 agent = self.machine.agent
                 if agent.hello is None:
                     return
-                self._job = agent.start(["/usr/bin/python3", "-ISc", STATUS_WATCHER])
+                self._job = agent.start(self.command)
             while True:
                 item = self._job.next(0)
                 if isinstance(item, int):
@@ -176,9 +188,8 @@ def _stuck(watches: list[NodeWatch], timeout: float) -> str:
     for watch in watches:
         name = watch.machine.spec.name
         if watch.status:
-            reasons = watch.status.get("reasons") or []
-            parts.append(f"{name}: {describe(watch.status)}")
-            parts += [f"    {one.get('message')}. {one.get('hint')}" for one in reasons]
+            parts.append(f"{name}: {watch.words(watch.status)}")
+            parts += [f"    {line}" for line in watch.trouble(watch.status)]
         else:
             console = watch.machine.serial.text()
             parts.append(f"{name}: {stage_of(console)}; its last lines are")
