@@ -28,7 +28,7 @@ with urllib.request.urlopen(sys.argv[1], timeout=60) as answer:
 
 # Arguments: ADDRESS COUNT SECONDS. ICMP echo requests (RFC 792) on time, whatever is answered; at
 # the end, up to 30 s for what is still on its way.
-_PING = """
+PING = """
 import json, os, select, socket, struct, sys, time
 target, count, interval = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 ident = os.getpid() & 0xFFFF
@@ -138,7 +138,7 @@ def serve_page(machine: Machine, address: str) -> str:
 
 def begin_ping(machine: Machine, address: str, *, count: int, interval: float) -> Job:
     """Start pinging an IPv4 address from inside a guest, which has no ping program."""
-    return machine.begin(["/usr/bin/python3", "-ISc", _PING, address, str(count), str(interval)])
+    return machine.begin(["/usr/bin/python3", "-ISc", PING, address, str(count), str(interval)])
 
 
 def end_ping(job: Job, *, timeout: float) -> Ping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,13 @@ def node_spec(name: str, image: Artifacts, lan: Path, token: bytes | None) -> Ma
         nics=(LanNic(lan),),
         credentials={"skerry.token": token} if token else {},
     )
+
+
+def cluster_spec(name: str, image: Artifacts, lan: Path, token: bytes) -> MachineSpec:
+    """Return the spec of a node that has room for Kubernetes."""
+    spec = node_spec(name, image, lan, token)
+    size = image.disk.stat().st_size + lab.CLUSTER_DATA
+    return replace(spec, memory_mib=lab.CLUSTER_MEMORY_MIB, disk_size=size)
 
 
 def wait_ready(machines: list[Machine], *, peers: int, timeout: float = BOOT_SECONDS) -> None:

@@ -48,8 +48,13 @@ class OperatorMachine:
 
     def skerry(self, *words: str) -> dict[str, Any]:
         """Run a command as the operator does; return its JSON."""
+        document: dict[str, Any] = json.loads(self.skerry_plain(*words, "--json"))
+        return document
+
+    def skerry_plain(self, *words: str) -> str:
+        """Run a command as the operator does; return what it prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "skerry", *words, "--network", str(self.network), "--json"],
+            [sys.executable, "-m", "skerry", *words, "--network", str(self.network)],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
@@ -63,8 +68,7 @@ class OperatorMachine:
             },
         )
         assert done.returncode == 0, f"skerry {' '.join(words)}: {done.stderr}"
-        document: dict[str, Any] = json.loads(done.stdout)
-        return document
+        return done.stdout
 
 
 @contextmanager

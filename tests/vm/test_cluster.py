@@ -1,0 +1,168 @@
+"""Two nodes, from one token to a cluster whose pods talk; what is killed or rebooted heals.
+
+One story on two machines; the tests stand in its order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from image.artifacts import Artifacts
+from qemu import demo, kube, lab, workload
+from qemu.machine import Machine
+from qemu.workload import Target
+from tests.vm.clusters import SECONDS, Cluster, Documents, begin_pod_ping, supervisor_view
+from tests.vm.conftest import BOOT_SECONDS, MachineFactory, cluster_spec, wait_ready
+from tests.vm.remote import OperatorMachine, operator_machine
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the operator has: the network's directory."""
+    return tmp_path_factory.mktemp("operator")
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    start_machine: MachineFactory, x86_image: Artifacts, lan: Path, folder: Path
+) -> Cluster:
+    tokens = lab.make_tokens(2, folder, cluster=True)
+    machines = tuple(
+        start_machine(cluster_spec(f"node{number}", x86_image, lan, token))
+        for number, token in enumerate(tokens, start=1)
+    )
+    wait_ready(list(machines), peers=1)
+    names = tuple(str(demo.node_status(machine)["name"]) for machine in machines)
+    return Cluster(machines, names)
+
+
+@pytest.fixture(scope="module")
+def founded(cluster: Cluster) -> Documents:
+    """What is seen of the cluster once it is Ready."""
+    return cluster.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def pods(cluster: Cluster, founded: Documents) -> list[Target]:
+    """A pod on each node, with a Service each."""
+    server = cluster.machines[cluster.index_of_server(founded)]
+    workload.create(server, cluster.names, workload.image_name(server))
+    return cluster.targets(cluster.wait_pods())
+
+
+@pytest.fixture(scope="module")
+def operator(folder: Path, cluster: Cluster) -> Iterator[OperatorMachine]:
+    guests = {machine.spec.name: machine for machine in cluster.machines}
+    with operator_machine(folder, guests) as made:
+        yield made
+
+
+def unit_pid(machine: Machine, unit: str) -> int:
+    return int(machine.run(["systemctl", "show", "-P", "MainPID", unit], check=True).stdout)
+
+
+def test_one_is_the_server_and_the_other_its_agent(cluster: Cluster, founded: Documents) -> None:
+    roles = sorted(str(one["agent"]["role"]) for one in founded)
+    assert roles == ["agent", "server"]
+    assert [one["agent"]["problems"] for one in founded] == [[], []]
+    (server,) = kube.servers(founded)
+    assert {one["name"] for one in founded[server]["nodes"]} == set(cluster.names)
+
+
+def test_kubernetes_records_the_ranges_that_the_nodes_claimed(
+    cluster: Cluster, founded: Documents
+) -> None:
+    (server,) = kube.servers(founded)
+    recorded = {one["name"]: one for one in founded[server]["nodes"]}
+    ranges = []
+    for machine, name in zip(cluster.machines, cluster.names, strict=True):
+        view = supervisor_view(machine)
+        claimed = [view["range"]["ipv4"], view["range"]["ipv6"]]
+        assert recorded[name]["ranges"] == claimed[: len(recorded[name]["ranges"])]
+        assert recorded[name]["ranges"]
+        assert set(recorded[name]["addresses"]) <= {
+            address.partition("/")[0] for address in view["addresses"]
+        }
+        ranges.append(claimed)
+    assert ranges[0] != ranges[1]
+
+
+def test_pods_reach_each_other_by_address_service_and_name(
+    cluster: Cluster, pods: list[Target]
+) -> None:
+    assert [target.node for target in pods] == list(cluster.names)
+    cluster.ask_each_other(pods)
+
+
+def test_there_is_one_encapsulation(cluster: Cluster, pods: list[Target]) -> None:
+    assert pods
+    for machine in cluster.machines:
+        links = machine.run("ip -d -o link show", check=True).stdout
+        assert "vxlan" not in links
+        assert "wireguard" in links
+        route = machine.run(["ip", "route", "get", other_address(pods, machine, cluster)])
+        assert " dev skerry0 " in route.stdout
+
+
+def other_address(pods: list[Target], machine: Machine, cluster: Cluster) -> str:
+    """Return the IPv4 address of the pod on the other node."""
+    other = pods[1 - cluster.machines.index(machine)]
+    return next(address for address in other.addresses if ":" not in address)
+
+
+@pytest.mark.parametrize("unit", ["skerry.service", "skerry-cluster.service"])
+def test_killing_what_manages_a_node_loses_no_packet_of_its_pods(
+    cluster: Cluster, pods: list[Target], unit: str
+) -> None:
+    here = cluster.machines[0]
+    ping = begin_pod_ping(here, pods[0], other_address(pods, here, cluster), count=150)
+    time.sleep(2)
+    before = [unit_pid(machine, unit) for machine in cluster.machines]
+    assert all(before)
+    for machine, pid in zip(cluster.machines, before, strict=True):
+        machine.run(f"kill -KILL {pid}", check=True)
+    result = demo.end_ping(ping, timeout=300)
+    assert (result.sent, result.lost) == (150, [])
+    for machine, pid in zip(cluster.machines, before, strict=True):
+        machine.wait_for(["systemctl", "is-active", "--quiet", unit], timeout=300)
+        assert unit_pid(machine, unit) not in (0, pid)
+    wait_ready(list(cluster.machines), peers=1)
+    cluster.wait_ready()
+
+
+def test_the_operator_gets_access(
+    cluster: Cluster, operator: OperatorMachine, folder: Path
+) -> None:
+    file = folder / "kubeconfig"
+    operator.skerry_plain("kubeconfig", "--via", "ssh://node1", "--output", str(file))
+    assert file.stat().st_mode & 0o777 == 0o600
+    for machine in cluster.machines:  # also on the node that is no server
+        machine.put_file("/run/operator.yaml", file.read_bytes())
+        command = "kubectl --kubeconfig /run/operator.yaml get nodes -o name"
+        shown = machine.run(command, timeout=300, check=True).stdout
+        assert set(shown.split()) == {f"node/{name}" for name in cluster.names}
+
+
+@pytest.mark.parametrize("which", ["agent", "server"])
+def test_a_rebooted_node_comes_back_with_its_pods(
+    cluster: Cluster, founded: Documents, pods: list[Target], which: str
+) -> None:
+    server = cluster.index_of_server(founded)
+    index = server if which == "server" else 1 - server
+    now = cluster.targets(cluster.wait_pods())
+    cluster.machines[index].reboot(timeout=BOOT_SECONDS)
+    wait_ready(list(cluster.machines), peers=1)
+    after = cluster.targets(
+        cluster.wait_pods(other_than=frozenset({now[index].container})),
+    )
+    # The other node's pod went on all the time.
+    assert after[1 - index].container == now[1 - index].container
+    cluster.wait_ready()
+    cluster.ask_each_other(after, seconds=SECONDS / 4)
+    assert [one.service for one in after] == [one.service for one in pods]
