@@ -65,6 +65,17 @@ READY = replace(
 )
 
 
+def test_the_pods_range_is_said_or_why_there_is_none() -> None:
+    assert READY.overlay is not None
+    assert not [line for line in drawn(READY).splitlines() if line.startswith("pods")]
+    for mode in ("kernel", "off"):
+        overlay = replace(READY.overlay, mode=mode, pod_range=("10.244.7.0/24", "fd00:1::/80"))
+        lines = drawn(replace(READY, overlay=overlay)).splitlines()
+        assert ["pods", "10.244.7.0/24,", "fd00:1::/80"] in [line.split() for line in lines]
+    overlay = replace(READY.overlay, no_pods="all 256 pod ranges are claimed")
+    assert "pods       all 256 pod ranges are claimed" in drawn(replace(READY, overlay=overlay))
+
+
 def test_what_is_said_of_the_ledger_and_of_those_who_refuse_this_node() -> None:
     told = [
         ToldBy(bytes(16), "node-9", "revoked", "the node\x1b[2J was revoked", 1000.0),
