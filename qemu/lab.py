@@ -253,15 +253,18 @@ def clean(directory: Path = LAB) -> None:
     shutil.rmtree(directory / "network", ignore_errors=True)
 
 
-def make_tokens(count: int, directory: Path = LAB, *, cluster: bool = False) -> list[bytes]:
+def make_tokens(
+    count: int, directory: Path = LAB, *, cluster: bool = False, settings: Sequence[str] = ()
+) -> list[bytes]:
     """Make a network in ``directory/network`` and a token of it for each node.
 
     With ``cluster`` the nodes found one: a single node by its grant, more of them by majority.
-    They come from the commands that an operator uses: this package does not import provisioning.
+    ``settings`` are further words of ``skerry network new``. They come from the commands that an
+    operator uses: this package does not import provisioning.
     """
     network = directory / "network"
     expected = ["--expected-nodes", str(count)] if cluster and count > 1 else []
-    _skerry("network", "new", "lab", "--dir", str(network), *expected)
+    _skerry("network", "new", "lab", "--dir", str(network), *expected, *settings)
     founder = ["--founder"] if cluster and count == 1 else []
     words = ["token", "new", "--network", str(network), "--expires", "30d", *founder]
     return [_skerry(*words).strip().encode()] * count

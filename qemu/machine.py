@@ -154,6 +154,8 @@ class Machine:
         if self._owned:
             argv = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
         command = self._tools.command(argv, binds=prepare.binds(self.spec, self.paths))
+        if self.spec.namespace:
+            command = ["nsenter", f"--net={self.spec.namespace}", "--", *command]
         with self.paths.qemu_log.open("ab") as log:
             child = subprocess.Popen(
                 command,

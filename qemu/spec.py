@@ -64,11 +64,15 @@ class LanNic:
 class UserNic:
     """A network card behind QEMU's own NAT; ``restrict`` lets the guest reach nothing outside.
 
-    ``forwards`` are ``(host port on 127.0.0.1, guest port)`` for TCP.
+    ``forwards`` are ``(host port on 127.0.0.1, guest port)`` for TCP, ``udp_forwards`` ``(host
+    address, host port, guest port)``. ``network`` (10.0.3.0/24): what the guest's side has instead
+    of 10.0.2.0/24.
     """
 
     restrict: bool = True
     forwards: tuple[tuple[int, int], ...] = ()
+    udp_forwards: tuple[tuple[str, int, int], ...] = ()
+    network: str = ""
 
 
 Nic = LanNic | UserNic
@@ -90,6 +94,7 @@ class MachineSpec:
     ``credentials`` reach the guest's systemd by SMBIOS (UEFI) or fw_cfg (U-Boot); they are kept out
     of the process list and of ``repr``. ``disk_size`` (bytes) lets the disk be larger than its
     image. ``clock`` is what the hardware clock says at power-on (``1970-01-01T00:00:00``).
+    ``namespace``: the file of a network namespace that QEMU runs in; its NAT leads nowhere else.
     """
 
     name: str
@@ -107,6 +112,7 @@ class MachineSpec:
     initrd: Path | None = None
     command_line: str = ""
     clock: str = "utc"
+    namespace: Path | None = None
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -263,6 +269,9 @@ def _nic_arguments(spec: MachineSpec) -> list[str]:
             backend = f"user,id=net{index},restrict={'on' if nic.restrict else 'off'}"
             for host, guest in nic.forwards:
                 backend += f",hostfwd=tcp:127.0.0.1:{host}-:{guest}"
+            for address, host, guest in nic.udp_forwards:
+                backend += f",hostfwd=udp:{address}:{host}-:{guest}"
+            backend += f",net={nic.network}" if nic.network else ""
         mac = mac_address(spec.name, index)
         arguments += [
             "-netdev",

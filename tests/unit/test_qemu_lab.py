@@ -106,7 +106,7 @@ def test_only_peers_that_answer_count() -> None:
 def test_the_watcher_is_a_program() -> None:
     compile(STATUS_WATCHER, "watcher", "exec")
     compile(demo._FETCH, "fetch", "exec")
-    compile(demo._PING, "ping", "exec")
+    compile(demo.PING, "ping", "exec")
     compile(demo._CONNECT, "connect", "exec")
 
 

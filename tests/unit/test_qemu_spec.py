@@ -77,6 +77,15 @@ def test_there_is_no_network_card_unless_asked_for() -> None:
     assert said.count("virtio-net-pci") == 2
 
 
+def test_the_nat_takes_datagrams_at_an_address_and_has_a_network_of_its_own() -> None:
+    nic = UserNic(
+        restrict=False, udp_forwards=(("192.0.2.1", 51820, 51820),), network="10.9.0.0/24"
+    )
+    assert "user,id=net0,restrict=off,hostfwd=udp:192.0.2.1:51820-:51820,net=10.9.0.0/24" in line(
+        replace(X86, nics=(nic,))
+    )
+
+
 def test_secrets_are_in_files_not_in_the_process_list() -> None:
     spec = replace(X86, credentials={"skerry.token": b"SECRET"})
     assert "SECRET" not in line(spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,17 @@ POWER_CUT_IN_THE_MAKING = (
 
 
 @pytest.fixture(scope="module")
-def flashed(x86_image: Artifacts, token: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def flashed(
+    x86_image: Artifacts, token: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("flash")
     disk, text = directory / "node.img", directory / "token.txt"
     text.write_bytes(token)
     size = f"{(x86_image.disk.stat().st_size + ROOM) // MIB}M"
     words = ["flash", str(x86_image.disk), str(disk), "--token", str(text), "--size", size]
     assert main(words) == 0
-    return disk
+    yield disk
+    disk.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,6 @@ def node(make_machine: MachineMaker, flashed: Path, tools: ToolsRoot) -> Machine
     spec = MachineSpec("disk", disk=flashed, disk_mode=DiskMode.COPY)
     machine = make_machine(spec)
     prepare(spec, machine.paths, tools)
-    flashed.unlink()
     disk = machine.paths.disk_copy
     command = ["sh", "-eu", "-c", POWER_CUT_IN_THE_MAKING, str(disk)]
     subprocess.run(tools.command(command, binds=[disk.parent]), check=True)
