@@ -277,6 +277,24 @@ def test_addresses_are_what_the_owner_says() -> None:
     assert one.wireguard[two.key].allowed == (f"{two.core.ipv6}/128",)
 
 
+def test_networks_behind_a_member_come_and_go_with_what_the_owner_says() -> None:
+    world, one, two, _ = acquainted()
+    mine, theirs = ipaddress.IPv4Address("10.10.0.7"), ipaddress.IPv4Address("10.10.0.8")
+    here, there = ("10.244.1.0/24",), ("10.244.2.0/24", "fd00:1:0:af4:200::/80")
+    networks = {one.node_id: here, two.node_id: there, bytes(16): ("10.244.3.0/24",)}
+    others = {two.node_id: theirs}
+    say = one.core.set_addresses
+    world.do(one, say(mine, others, world.moment(), networks=networks))
+    assert one.own == events.SetAddresses(mine, one.core.ipv6, here)
+    assert one.wireguard[two.key].allowed == (f"{theirs}/32", f"{two.core.ipv6}/128", *there)
+    assert say(mine, others, world.moment(), networks=networks) == []
+    (moved,) = say(mine, others, world.moment(), networks={two.node_id: there})
+    assert moved == events.SetAddresses(mine, one.core.ipv6)
+    gone = one.core.expel(two.node_id, "revoked", "a test", world.moment())
+    (flushed,) = [action for action in gone if isinstance(action, events.FlushConntrack)]
+    assert set(there) <= set(flushed.addresses)
+
+
 def test_a_node_that_has_no_address_says_so() -> None:
     world, one, two, _ = acquainted()
     world.do(one, one.core.set_addresses(None, {}, world.moment()))

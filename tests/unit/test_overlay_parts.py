@@ -346,3 +346,5 @@ def test_configured_uplinks_count_alone_and_never_our_own() -> None:
     assert is_uplink("docker0", ("docker*",), own="skerry0")
     assert not is_uplink("eth0", ("docker*",), own="skerry0")
     assert not is_uplink("eth0", ("*",), own="eth0")
+    # Behind it are pods, whatever the patterns say.
+    assert not is_uplink("skerry-pods", ("*",), own="skerry0")
