@@ -104,7 +104,13 @@ def conflist_text(network: PodNetwork) -> str:
     }
     chain = [
         ours,
-        {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+        {
+            "type": "portmap",
+            # Left out, it takes iptables wherever that is found.
+            "backend": "nftables",
+            "capabilities": {"portMappings": True},
+            "snat": True,
+        },
         {"type": "bandwidth", "capabilities": {"bandwidth": True}},
     ]
     whole = {"cniVersion": _VERSION, "cniVersions": _VERSIONS, "name": NAME, "plugins": chain}

@@ -100,12 +100,16 @@ class Operations:
             check(attachment, request.netns, previous, entry, snapshot, leases)
 
     def collect(self, request: Request) -> None:
-        """Remove whatever of a network is not valid. Raises SkerryError."""
-        with self._lock:
-            entries, leases = tuple(self._entries.values()), self._state
-        self._perform(plan.collect(request.network, request.valid, entries, leases))
-        self._store.forget_spoilt()
-        self._complete = True
+        """Remove whatever of a network is not valid. Raises SkerryError.
+
+        If the runtime does not say what is, only what has lost its namespace goes.
+        """
+        if request.valid is not None:
+            with self._lock:
+                entries, leases = tuple(self._entries.values()), self._state
+            self._perform(plan.collect(request.network, request.valid, entries, leases))
+            self._store.forget_spoilt()
+            self._complete = True
         self.reconcile()
 
     def status(self) -> None:
@@ -164,20 +168,23 @@ class Operations:
                     self._kernel.perform(action, namespace)
 
     def _write(self, entry: Entry) -> None:
+        self._store.write(entry)
         with self._lock:
             self._entries[entry.attachment] = entry
-        self._store.write(entry)
 
     def _delete(self, attachment: Attachment) -> None:
         with self._lock:
             entry, lease = self._entries.get(attachment), self._state.find(attachment)
-        actions = plan.delete(attachment, entry, lease)
-        try:
-            self._perform(actions[:1])
-        except StoreError as error:
-            # No room for the note: a DEL that is killed now is sent again all the same.
-            log.warning("%s", error)
-        self._perform(actions[1:])
+        for action in plan.delete(attachment, entry, lease):
+            try:
+                self._perform((action,))
+            except StoreError as error:
+                if not isinstance(action, plan.Write):
+                    raise
+                # No room for the note: a DEL that is killed now is sent again all the same.
+                log.warning("%s", error)
+                with self._lock:
+                    self._entries[attachment] = action.entry
 
     def _undo(self, attachment: Attachment, *, new: bool) -> None:
         try:

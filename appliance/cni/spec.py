@@ -98,6 +98,10 @@ class _Config(msgspec.Struct, frozen=True, rename="camel"):
     valid_attachments: tuple[ValidAttachment, ...] | None = msgspec.field(
         name="cni.dev/valid-attachments", default=None
     )
+    # What the first runtimes with GC call it.
+    attachments: tuple[ValidAttachment, ...] | None = msgspec.field(
+        name="cni.dev/attachments", default=None
+    )
 
 
 class _HandedOver(msgspec.Struct, frozen=True):
@@ -109,8 +113,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A call that is well-formed.
 
     ADD and CHECK have an attachment and a netns, CHECK also ``previous``; DEL has an attachment,
-    and ``netns`` is "" where the namespace is gone. GC has ``valid`` within ``network``. VERSION
-    and STATUS have only what the configuration says. ``args`` are the pairs of CNI_ARGS.
+    and ``netns`` is "" where the namespace is gone. GC has ``valid`` within ``network``, None if
+    the runtime does not say: a forgotten key, taken for an empty list, would cut every pod off.
+    VERSION and STATUS have only what the configuration says. ``args`` are the pairs of CNI_ARGS.
     """
 
     command: Command
@@ -122,7 +127,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortMapping, ...] = ()
     bandwidth: Bandwidth | None = None
     previous: Result | None = None
-    valid: frozenset[Attachment] = frozenset()
+    valid: frozenset[Attachment] | None = None
 
 
 def read_request(body: bytes) -> Request:
@@ -212,7 +217,7 @@ def _build(command: Command, version: str, config: _Config, env: dict[str, str])
     if command not in {Command.DEL, Command.GC}:
         _refuse_ipam(bytes(config.ipam))
     if command is Command.GC:
-        return msgspec.structs.replace(request, valid=_valid(network, config.valid_attachments))
+        return msgspec.structs.replace(request, valid=_valid(network, config))
     if command not in _OF_A_CONTAINER:
         return request
     request = msgspec.structs.replace(
@@ -266,10 +271,12 @@ def _previous(command: Command, raw: msgspec.Raw) -> Result | None:
         raise
 
 
-def _valid(network: str, given: tuple[ValidAttachment, ...] | None) -> frozenset[Attachment]:
+def _valid(network: str, config: _Config) -> frozenset[Attachment] | None:
+    given = config.valid_attachments
     if given is None:
-        # Taken for an empty list, a forgotten key would cut every pod off.
-        raise CniError(Code.CONFIG, "a GC without cni.dev/valid-attachments")
+        given = config.attachments
+    if given is None:
+        return None
     return frozenset(Attachment(network, one.container, one.ifname) for one in given)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from appliance.cni import ipam, journal
@@ -119,6 +120,9 @@ class Store:
             fresh.write_bytes(data)
             fresh.replace(path)
         except OSError as error:
+            # Where there is no room, half a record would take up what there is.
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
             raise _cannot(path, error) from error
 
 

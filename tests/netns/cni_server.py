@@ -2,7 +2,8 @@
 
 ``python -m tests.netns.cni_server RUN_DIR``: serves with what RUN_DIR/pods.json says, read anew at
 each call: ``ranges``, ``mtu``, ``direct``, ``interface``, ``gate``, ``masquerade``, ``bridge``.
-Without the file there are no pods. While RUN_DIR/fuse holds a number, that many actions are performed, then it kills itself.
+Without the file there are no pods. While RUN_DIR/fuse holds a number, that many actions are
+performed, then it kills itself.
 """
 
 from __future__ import annotations
