@@ -13,6 +13,7 @@ from appliance.cluster.ranges import NodeRange, RangePlan, pack, plan_for
 from appliance.control.cluster_view import cluster_view
 from appliance.control.holdings import ALONE_SECONDS, HEARD_SECONDS, STANDS_SECONDS
 from appliance.ledger import assigned
+from appliance.ledger.claims import RANGE_KIND, WITNESSES, said_of
 from appliance.ledger.rules import ASSIGNED, RANGE
 from appliance.overlay import events
 from appliance.overlay.addresses import pods_prefix
@@ -83,6 +84,10 @@ def test_everybody_has_a_range_and_all_lead_it_to_its_node() -> None:
         assert set(one.own.networks) == networks(one)
     world.run(10)
     assert world.ranged(nodes)
+    # And enough members have seen each of them, so that no later claim outranks it.
+    said = said_of(nodes[0].plane.gossip.replica)
+    for claim in said.claimed(RANGE_KIND).values():
+        assert len(said.witnesses(RANGE_KIND, claim)) == WITNESSES
 
 
 def test_a_revoked_node_s_range_is_led_nowhere_at_once_and_is_free() -> None:
