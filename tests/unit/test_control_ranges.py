@@ -13,7 +13,7 @@ from appliance.cluster.ranges import NodeRange, RangePlan, pack, plan_for
 from appliance.control.cluster_view import cluster_view
 from appliance.control.holdings import ALONE_SECONDS, HEARD_SECONDS, STANDS_SECONDS
 from appliance.ledger import assigned
-from appliance.ledger.claims import RANGE_KIND, WITNESSES, said_of
+from appliance.ledger.claims import RANGE_KIND, WITNESSES, Claim, claim_value, said_of
 from appliance.ledger.rules import ASSIGNED, RANGE
 from appliance.overlay import events
 from appliance.overlay.addresses import pods_prefix
@@ -229,6 +229,17 @@ def test_a_node_that_may_only_be_of_the_overlay_has_no_range() -> None:
     # It reaches pods all the same.
     for one in carriers:
         assert networks(one) <= world.allowed(nodes[1]).keys()
+    # And if it claimed one, that would count for nothing.
+    rogue, what = nodes[1], plan(NETWORK).at(nodes[1].node_id, 0)
+    claim = Claim(rogue.node_id, what, 0)
+    world.put(rogue, rogue.identity.id_text, claim_value(claim), bucket=RANGE)
+    world.run(10)
+    assert claims(nodes[0], world) == 3
+    wanted = plan(NETWORK).read(what)
+    for one in nodes:
+        assert str(wanted) not in world.allowed(one)
+        assert rogue.range is None
+    assert not said_of(nodes[0].plane.gossip.replica).witnesses(RANGE_KIND, claim)
 
 
 def test_one_node_too_many_is_told_so_and_is_a_member_all_the_same() -> None:
