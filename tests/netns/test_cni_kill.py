@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 
 from tests.netns.cni import CniLab, CniNode, Pod
+from tests.netns.cni_traffic import traffic
 from tests.netns.lab import wait_until
 
 pytestmark = pytest.mark.netns
@@ -18,34 +17,12 @@ pytestmark = pytest.mark.netns
 # With a gate: seven steps, a record before each and one when all is done.
 ADDING, REMOVING = 15, 5
 SAMPLE = ((5, 8, 14), (2, 4))
-PINGS_PER_SECOND = 20
 
 
 @pytest.fixture
 def lab() -> Iterator[CniLab]:
     with CniLab() as made:
         yield made
-
-
-@contextmanager
-def traffic(pod: Pod, address: str) -> Iterator[None]:
-    """Have a pod ping all the time, and fail if one is lost."""
-    process = subprocess.Popen(
-        pod.command("ping", "-n", "-q", "-i", str(1 / PINGS_PER_SECOND), "-W", "1", address),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield
-    finally:
-        process.send_signal(2)
-        said, _ = process.communicate(timeout=10)
-    sent, received = (
-        int(said.split(word)[0].rsplit(None, 1)[-1]) for word in (" packets", " received")
-    )
-    assert sent > PINGS_PER_SECOND
-    # The last one may be under way.
-    assert received >= sent - 1, said
 
 
 def open_gate(node: CniNode) -> None:
