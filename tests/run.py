@@ -84,6 +84,7 @@ TIERS = (
         ),
         early=True,
     ),
+    Tier("go", "our Go: format, vet, tests", (_pytest("tests/golang"),)),
     Tier("netns", "nodes as processes in network namespaces", (_pytest("tests/netns", *_USUAL),)),
     Tier(
         "vm",
