@@ -96,7 +96,6 @@ _ROWS = (
         "what a node says of its place in the cluster",
         32,
         32 * _KIB,
-        1024,
         roles=frozenset({"server", "auto"}),
     ),
     Bucket(
