@@ -8,7 +8,7 @@ import time
 
 from skerry.console import format_elapsed, note
 from skerry.errors import SkerryError
-from tests.bench import boot, flood, footprint, formation, gossip, idle, ledger, podnet
+from tests.bench import boot, cni, flood, footprint, formation, gossip, idle, ledger, podnet
 from tests.bench.harness import ROOT, Benchmark, draw, machine, write
 
 BENCHMARKS = {
@@ -21,6 +21,7 @@ BENCHMARKS = {
         idle.BENCHMARK,
         ledger.BENCHMARK,
         flood.BENCHMARK,
+        cni.BENCHMARK,
         podnet.BENCHMARK,
     )
 }
