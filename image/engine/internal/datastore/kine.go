@@ -1,0 +1,96 @@
+// Package datastore keeps Kubernetes' objects: SQLite behind kine on one server, embedded etcd on several.
+package datastore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/drivers"
+	"github.com/k3s-io/kine/pkg/drivers/generic"
+	"github.com/k3s-io/kine/pkg/drivers/sqlite"
+	"github.com/k3s-io/kine/pkg/server"
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+)
+
+// Running is a datastore that answers.
+type Running struct {
+	Endpoints []string
+	// CAFile, CertFile and KeyFile are empty where no network is between.
+	CAFile, CertFile, KeyFile string
+	stop                      func()
+}
+
+// Stop ends it; the API server has to have ended before.
+func (r *Running) Stop() { r.stop() }
+
+// sqliteFile is kept in the folder server/db.
+const sqliteFile = "state.db"
+
+// What SQLite is told. A write is in the log before it is answered, and in the database at a checkpoint;
+// a full vacuum at each start would write the whole database to the card.
+const sqliteParameters = "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate&_kine_disable_startup_vacuum=1"
+
+// HasSQLite says whether a folder has the database of a single server.
+func HasSQLite(folder string) bool {
+	_, err := os.Stat(filepath.Join(folder, sqliteFile))
+	return err == nil
+}
+
+// StartKine serves the SQLite database of a folder on a unix socket that only root can open.
+func StartKine(folder string) (*Running, error) {
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, fmt.Errorf("making the folder of the database: %w", err)
+	}
+	socket := filepath.Join(folder, "kine.sock")
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("removing the old socket: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var tasks sync.WaitGroup
+	_, backend, err := sqlite.New(ctx, &tasks, &drivers.Config{
+		DataSourceName:        filepath.Join(folder, sqliteFile) + sqliteParameters,
+		ConnectionPoolConfig:  generic.ConnectionPoolConfig{MaxIdle: 2},
+		CompactInterval:       5 * time.Minute,
+		CompactIntervalJitter: 5,
+		CompactTimeout:        5 * time.Second,
+		CompactMinRetain:      1000,
+		CompactBatchSize:      1000,
+		PollBatchSize:         500,
+	})
+	if err == nil {
+		err = backend.Start(ctx)
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("opening the database %s: %w", filepath.Join(folder, sqliteFile), err)
+	}
+	listener, err := net.Listen("unix", socket)
+	if err == nil {
+		err = os.Chmod(socket, 0o600)
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("listening on %s: %w", socket, err)
+	}
+	serving := grpc.NewServer(grpc.MaxRecvMsgSize(8<<20), grpc.MaxSendMsgSize(1<<31-1))
+	server.New(backend, "unix", 5*time.Second, "3.6.8").Register(serving)
+	go func() {
+		if err := serving.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			klog.Errorf("the database's server ended: %v", err)
+		}
+	}()
+	return &Running{Endpoints: []string{"unix://" + socket}, stop: func() {
+		timer := time.AfterFunc(2*time.Second, serving.Stop)
+		serving.GracefulStop()
+		timer.Stop()
+		cancel()
+		tasks.Wait()
+	}}, nil
+}
