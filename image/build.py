@@ -11,13 +11,24 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from image import boards_files, debs, disk, grub, initrd, layout, lock, manifest, packages, payload
+from image import (
+    boards_files,
+    debs,
+    disk,
+    grub,
+    initrd,
+    kubernetes,
+    layout,
+    lock,
+    manifest,
+    packages,
+    payload,
+    workloads,
+)
 from image.artifacts import REPOSITORY, Artifacts, cache_directory
 from image.board import Board
 from image.board import load as load_board
@@ -25,12 +36,11 @@ from image.errors import BuildError
 from image.keys import SigningKeys
 from image.lock import Decision, Package, Use
 from image.payload import Release
+from image.source import BASE_EPOCH, source_commit, source_epoch
 from image.tools import ToolsRoot, locked
 from skerry import console
 
 COMPRESSION = "lz4hc,level=9"
-# The times inside the base root; the final root carries the build's own epoch throughout.
-BASE_EPOCH = 1754697600  # trixie's release day
 # Tools whose output ends up in an image: they belong to the inputs.
 TOOLS = (
     "cryptsetup-bin",
@@ -44,6 +54,8 @@ TOOLS = (
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~-]{0,63}")
 _SCRIPTS = Path(__file__).parent / "scripts"
 _KEPT_ROOTS = 8
+# Of this folder what makes an image; Go modules count by the programs that come out of them.
+_SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parent / "initrd", _SCRIPTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,7 @@ class Wanted:
     overlays: tuple[Path, ...] = ()
     output: Path | None = None
     fresh: bool = False
+    kubernetes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,38 +89,6 @@ class Sealed:
     def boot(self) -> Path:
         """The boot partition's content."""
         return self.directory / "boot.img"
-
-
-def source_epoch() -> int:
-    """Return the build's time in Unix seconds.
-
-    ``$SOURCE_DATE_EPOCH``, else the time of the last commit: the same commit so has the same time
-    everywhere. Outside a git checkout it is that of the base.
-    """
-    given = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if given:
-        if not given.isdigit():
-            raise BuildError(f"SOURCE_DATE_EPOCH is {given!r}, not a number of seconds")
-        return int(given)
-    text = _git("log", "-1", "--format=%ct")
-    return int(text) if text.isdigit() else BASE_EPOCH
-
-
-def source_commit() -> str:
-    """Return the checkout's commit, ``-dirty`` when tracked files differ, or ``unknown``."""
-    commit = _git("rev-parse", "HEAD")
-    if not commit:
-        return "unknown"
-    return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else commit
-
-
-def _git(*words: str) -> str:
-    with suppress(OSError):
-        done = subprocess.run(
-            ["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-    return ""
 
 
 class Builder:
@@ -183,11 +164,14 @@ class Builder:
         return path
 
     def fetched(self) -> Path:
-        """Return a folder with the packages that are unpacked only, one sub-folder each."""
-        wanted = self._of(Use.FETCH)
+        """Return a folder with what the build itself unpacks, one sub-folder a package."""
+        return self._unpacked("fetched", Use.FETCH)
+
+    def _unpacked(self, name: str, use: Use) -> Path:
+        wanted = self._of(use)
         key = _key([package.sha256 for package in wanted])
-        path = cache_directory() / f"fetched-{self.architecture}-{key}"
-        with locked(path.with_suffix(".lock"), waiting_for="the boot loader"):
+        path = cache_directory() / f"{name}-{self.architecture}-{key}"
+        with locked(path.with_suffix(".lock"), waiting_for=f"{name} packages"):
             if not path.is_dir():
                 aside = path.with_suffix(".new")
                 shutil.rmtree(aside, ignore_errors=True)
@@ -200,20 +184,37 @@ class Builder:
                 aside.rename(path)
         return path
 
+    def _kubernetes(self, fetched: Path) -> kubernetes.Parts | None:
+        if not self.wanted.kubernetes:
+            return None
+        version = next(
+            item.version for item in self._of(Use.FETCH) if item.name == "busybox-static"
+        )
+        sources = workloads.Sources(
+            self.board.architecture,
+            fetched / "busybox-static/usr/bin/busybox",
+            workloads.debian_upstream(version),
+        )
+        debian = self._unpacked("kubernetes", Use.KUBERNETES)
+        return kubernetes.parts(self.board.architecture, debian, sources)
+
     def _of(self, use: Use) -> list[Package]:
         return [package for package in self.decision.packages if package.use is use]
 
     def sealed(self) -> Sealed:
         """Return the slot: from the cache when all inputs are the same, unless ``fresh``."""
         base, fetched = self.base(), self.fetched()
+        parts = self._kubernetes(fetched)
         wheels = payload.wheels(self.board.architecture, self.log)
         commit = source_commit()
         inputs = [REPOSITORY / "rootfs_overlay", *(REPOSITORY / name for name in payload.SHIPPED)]
-        inputs += [REPOSITORY / "image", *self.wanted.overlays]
+        inputs += [kubernetes.OVERLAY] if parts else []
+        inputs += [*_SOURCES, *self.wanted.overlays]
         key = _key(
             base.name,
             fetched.name,
             wheels.name,
+            parts.key if parts else None,
             payload.digest_tree(inputs),
             msg(self.board),
             self.wanted.version,
@@ -230,7 +231,7 @@ class Builder:
                 aside = path.with_suffix(".new")
                 self._remove(aside)
                 aside.mkdir(parents=True)
-                self._seal(aside, base, fetched, wheels, release)
+                self._seal(aside, base, fetched, wheels, parts, release)
                 self._remove(path)
                 aside.rename(path)
             os.utime(path)
@@ -248,7 +249,15 @@ class Builder:
             if path.suffix != ".new":
                 self._remove(path)
 
-    def _seal(self, work: Path, base: Path, fetched: Path, wheels: Path, release: Release) -> None:
+    def _seal(
+        self,
+        work: Path,
+        base: Path,
+        fetched: Path,
+        wheels: Path,
+        parts: kubernetes.Parts | None,
+        release: Release,
+    ) -> None:
         tree, files = work / "tree", work / "files"
         with console.step(f"root file system of {self.board.name} {release.version}"):
             files.mkdir()
@@ -258,6 +267,7 @@ class Builder:
                 release=release,
                 wheels_directory=wheels,
                 keyring=self.wanted.keys.keyring.read_text(),
+                parts=parts,
                 overlays=self.wanted.overlays,
             )
             self._script(
@@ -392,7 +402,9 @@ class Builder:
         used = [
             package
             for package in self.decision.packages
-            if package.use is Use.FETCH or package.name in status
+            if package.use is Use.FETCH
+            or package.name in status
+            or (package.use is Use.KUBERNETES and self.wanted.kubernetes)
         ]
         written = manifest.manifest(
             release={

@@ -53,6 +53,11 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keyring", type=Path, help="certificates that the image trusts (PEM)")
     parser.add_argument("--key", type=Path, help="key that signs bundles (PEM)")
     parser.add_argument("--cert", type=Path, help="certificate of that key (PEM)")
+    parser.add_argument(
+        "--without-kubernetes",
+        action="store_true",
+        help="the overlay only: no containerd, engine, container images",
+    )
     parser.add_argument("--fresh", action="store_true", help="seal the root again, cached or not")
 
 
@@ -95,6 +100,7 @@ def _wanted(arguments: argparse.Namespace, *, output: Path | None) -> Wanted:
         overlays=tuple(path.absolute() for path in arguments.overlay),
         output=output,
         fresh=arguments.fresh,
+        kubernetes=not arguments.without_kubernetes,
     )
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -119,16 +119,30 @@ class Archive:
 
     def offers(self) -> list[tuple[Package, str]]:
         """Return what the archive has now for the request, dependencies included."""
-        names = self._request.installed
-        resolved = self._apt("install", "--yes", "--print-uris", *names, "?essential")
-        installed = sorted(set(_RESOLVED.findall(resolved)))
-        if not installed:
-            raise BuildError("apt resolved the package list to nothing", hint=f"log: {self._log}")
-        # Only `download` prints SHA-256 sums; it takes names, one architecture has one candidate.
+        request = self._request
+        installed = self._resolved(request.installed)
+        both = self._resolved((*request.installed, *request.kubernetes))
+        if lost := installed - both:
+            raise BuildError(
+                f"with Kubernetes, apt would leave out {', '.join(sorted(lost))}",
+                hint="the two sets of image/packages.py do not fit together",
+            )
         return [
-            *parse_offers(self._apt("download", "--print-uris", *installed), Use.INSTALL),
-            *parse_offers(self._apt("download", "--print-uris", *self._request.fetched), Use.FETCH),
+            *self._offered(installed, Use.INSTALL),
+            *self._offered(both - installed, Use.KUBERNETES),
+            *self._offered(request.fetched, Use.FETCH),
         ]
+
+    def _resolved(self, names: Sequence[str]) -> set[str]:
+        """Return the packages that are installed for these names, dependencies included."""
+        said = self._apt("install", "--yes", "--print-uris", *names, "?essential")
+        if not (found := set(_RESOLVED.findall(said))):
+            raise BuildError("apt resolved the package list to nothing", hint=f"log: {self._log}")
+        return found
+
+    def _offered(self, names: Iterable[str], use: Use) -> list[tuple[Package, str]]:
+        # Only `download` prints SHA-256 sums; it takes names, one architecture has one candidate.
+        return parse_offers(self._apt("download", "--print-uris", *sorted(names)), use)
 
     def fill(self, store: Store, offers: Sequence[tuple[Package, str]]) -> None:
         """Download what the store lacks; apt checks the archive's signature, we check again."""

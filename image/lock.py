@@ -22,9 +22,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Use(enum.StrEnum):
-    """What a package is for."""
+    """What a package is for: every image, images with Kubernetes, or the build alone."""
 
     INSTALL = "install"
+    KUBERNETES = "kubernetes"
     FETCH = "fetch"
 
 
@@ -104,7 +105,7 @@ def _parse_line(line: str, where: str) -> Package:
     if not (_NAME.fullmatch(name) and _VERSION.fullmatch(version) and _SHA256.fullmatch(sha256)):
         raise LockError(f"{where}: {line!r} is not `NAME VERSION SHA256 USE`", hint=_REFRESH)
     if use not in {item.value for item in Use}:
-        raise LockError(f"{where}: {use!r} is neither install nor fetch", hint=_REFRESH)
+        raise LockError(f"{where}: {use!r} is none of install, kubernetes, fetch", hint=_REFRESH)
     return Package(name, version, sha256, Use(use))
 
 

@@ -30,23 +30,33 @@ _INSTALLED = (
     "util-linux",
     "wireguard-tools",
 )
+# For images with Kubernetes: unpacked, not installed, with what they need besides (runc), so that
+# the Debian root is the same in every image. Only the programs that image/kubernetes.py names
+# are taken. What is not here is not needed: kube-proxy's nftables mode finds `nft` above and speaks
+# netlink for the rest, and containerd forwards ports by itself.
+_KUBERNETES = ("containerd",)
 # Fetched and unpacked by the build, but not installed: the initrd's shell, the boot loader, and
-# the one program of it that RAUC runs.
+# the one program of it that RAUC runs; busybox is a pod's image too.
 _FETCHED = ("busybox-static", "grub-common")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The packages asked for by name; their dependencies come with the installed ones."""
+    """The packages asked for by name; dependencies come along, but for the fetched ones.
+
+    ``kubernetes`` are for images with Kubernetes.
+    """
 
     architecture: Architecture
     installed: tuple[str, ...]
+    kubernetes: tuple[str, ...]
     fetched: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
         """What a lock has to carry to be a lock of this request."""
-        text = "\n".join((SUITE, self.architecture.value, *self.installed, "", *self.fetched))
+        parts = (*self.installed, "", *self.kubernetes, "", *self.fetched)
+        text = "\n".join((SUITE, self.architecture.value, *parts))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -55,5 +65,6 @@ def request(architecture: Architecture) -> Request:
     return Request(
         architecture,
         tuple(sorted((*_INSTALLED, architecture.kernel_package))),
+        tuple(sorted(_KUBERNETES)),
         tuple(sorted((*_FETCHED, architecture.grub_package))),
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from image import kubernetes
 from image.artifacts import REPOSITORY, cache_directory
 from image.board import Architecture, Board
 from image.errors import BuildError
@@ -67,7 +68,7 @@ def digest_tree(directories: Iterable[Path]) -> str:
     state = hashlib.sha256()
     for directory in directories:
         state.update(f"tree {directory.name}\0".encode())
-        for path in _files(directory):
+        for path in [directory] if directory.is_file() else _files(directory):
             name = path.relative_to(directory).as_posix()
             if path.is_symlink():
                 state.update(f"link {name}\0{path.readlink()}\0".encode())
@@ -173,13 +174,17 @@ def compose(
     release: Release,
     wheels_directory: Path,
     keyring: str,
+    parts: kubernetes.Parts | None,
     overlays: Iterable[Path],
 ) -> None:
-    """Lay out in ``directory`` everything that is put over the Debian root."""
+    """Lay out in ``directory`` everything that is put over the Debian root.
+
+    ``parts`` are there in an image with Kubernetes, and with them its static files.
+    """
     # Some directories are made on the way to a file: their modes must not be the caller's habit.
     before = os.umask(0o022)
     try:
-        _compose(directory, board, release, wheels_directory, keyring, overlays)
+        _compose(directory, board, release, wheels_directory, keyring, parts, overlays)
     finally:
         os.umask(before)
 
@@ -190,10 +195,14 @@ def _compose(
     release: Release,
     wheels_directory: Path,
     keyring: str,
+    parts: kubernetes.Parts | None,
     overlays: Iterable[Path],
 ) -> None:
     directory.chmod(0o755)
     lay_over(REPOSITORY / "rootfs_overlay", directory)
+    if parts:
+        lay_over(kubernetes.OVERLAY, directory)
+        kubernetes.lay_out(parts, directory)
     home = directory / HOME
     for package in SHIPPED:
         lay_over(REPOSITORY / package, home / package)

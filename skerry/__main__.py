@@ -16,7 +16,7 @@ from skerry.errors import SkerryError
 # A node has fewer of them than a workstation; each offers `commands.register(subparsers)`.
 PACKAGES = (
     *("provisioning", "appliance", "appliance.operator", "appliance.kubernetes"),
-    *("ota", "image", "qemu"),
+    *("appliance.images", "ota", "image", "qemu"),
 )
 
 Handler = Callable[[argparse.Namespace], int | None]

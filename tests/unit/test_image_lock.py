@@ -55,7 +55,7 @@ def test_no_text_makes_a_traceback(text: str) -> None:
         ("alpha 1.0", "line 4"),
         ("alpha 1.0 " + "a" * 63 + " install", "line 4"),
         ("alpha 1.0 " + "A" * 64 + " install", "line 4"),
-        ("alpha 1.0 " + "a" * 64 + " keep", "neither install nor fetch"),
+        ("alpha 1.0 " + "a" * 64 + " keep", "none of install, kubernetes, fetch"),
         ("../evil 1.0 " + "a" * 64 + " install", "line 4"),
         ("alpha $(reboot) " + "a" * 64 + " install", "line 4"),
         ("beta 1.0 " + "a" * 64 + " install", "stands there twice"),

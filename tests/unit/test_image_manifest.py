@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from image import build, keys, manifest, payload, tools
+from image import build, keys, manifest, payload, source, tools
 from image.artifacts import REPOSITORY, Artifacts, cache_directory
 from image.board import load
-from image.build import source_epoch
 from image.errors import BuildError
 from image.lock import Drift, Package, Use
 from image.payload import Release
+from image.source import source_epoch
 from skerry.__main__ import build_parser
 
 PACKAGES = (
@@ -151,8 +151,8 @@ def test_epochs_come_from_the_environment_or_from_git(monkeypatch: pytest.Monkey
     with pytest.raises(BuildError, match="tomorrow"):
         source_epoch()
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "")
-    monkeypatch.setattr(build, "_git", lambda *_: "")
-    assert source_epoch() == build.BASE_EPOCH
+    monkeypatch.setattr(source, "_git", lambda *_: "")
+    assert source_epoch() == source.BASE_EPOCH
 
 
 def test_development_keys_are_made_once_private_and_outside_the_checkout(

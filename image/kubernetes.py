@@ -1,0 +1,98 @@
+"""What an image with Kubernetes has above one without: programs, container images, static files.
+
+Nothing is made here: each part comes out of a cache of its own (Debian's packages, Go programs,
+container images), so that a change of one is not the making of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from image import workloads
+from image.artifacts import REPOSITORY, cache_directory
+from image.board import Architecture
+from image.errors import BuildError
+from image.golang import Program, build
+
+# Laid over rootfs_overlay/: units, containerd's configuration, add-ons.
+OVERLAY = REPOSITORY / "rootfs_kubernetes"
+ENGINE = Program("engine", "./cmd/skerry-engine", "skerry-engine")
+_PLUGINS = "github.com/containernetworking/plugins/plugins"
+CNI = (
+    Program("cni", "./cmd/skerry-cni", "skerry-cni"),
+    Program("cni", f"{_PLUGINS}/main/loopback", "loopback"),
+    Program("cni", f"{_PLUGINS}/meta/portmap", "portmap"),
+    Program("cni", f"{_PLUGINS}/meta/bandwidth", "bandwidth"),
+)
+ENGINE_PATH = "usr/lib/skerry/bin/skerry-engine"
+# Where Debian's containerd looks for plugins.
+CNI_DIRECTORY = "usr/lib/cni"
+IMAGES_DIRECTORY = "usr/share/skerry/images"
+# k3s's names: called by them, the engine is k3s, or kubectl.
+LINKS = {
+    "usr/bin/k3s": "../lib/skerry/bin/skerry-engine",
+    "usr/bin/kubectl": "../lib/skerry/bin/skerry-engine",
+}
+# What is taken out of Debian's packages; the older shims, the stress test and texts stay behind.
+DEBIAN = {
+    "containerd": ("usr/bin/containerd", "usr/bin/containerd-shim-runc-v2", "usr/bin/ctr"),
+    "runc": ("usr/sbin/runc",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Programs and images by their path in the root, and the links to them."""
+
+    files: Mapping[str, Path]
+    links: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """A hash of what is where; every file lies in the cache under the hash of its inputs."""
+        found = {place: str(_below_cache(path)) for place, path in self.files.items()}
+        text = json.dumps([found, dict(self.links)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parts(architecture: Architecture, debian: Path, sources: workloads.Sources) -> Parts:
+    """Return all parts, making those that the caches lack.
+
+    ``debian`` has one folder for each unpacked package. The engine's first build takes minutes.
+    """
+    files = {path: debian / package / path for package, paths in DEBIAN.items() for path in paths}
+    files[ENGINE_PATH] = build(ENGINE, architecture.value)
+    files |= {f"{CNI_DIRECTORY}/{item.name}": build(item, architecture.value) for item in CNI}
+    files |= {
+        f"{IMAGES_DIRECTORY}/{name}.tar": workloads.archive(name, sources)
+        for name in workloads.SHIPPED
+    }
+    for place, path in files.items():
+        if not path.is_file():
+            raise BuildError(f"{path} is not there; it was to be /{place} of the image")
+    return Parts(files, LINKS)
+
+
+def lay_out(found: Parts, directory: Path) -> None:
+    """Put the parts into a tree: programs 0755, archives 0644."""
+    for place, path in found.files.items():
+        target = directory / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        shutil.copyfile(path, target)
+        target.chmod(0o644 if path.suffix == ".tar" else 0o755)
+    for place, words in found.links.items():
+        target = directory / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.symlink_to(words)
+
+
+def _below_cache(path: Path) -> Path:
+    cache = cache_directory()
+    return path.relative_to(cache) if path.is_relative_to(cache) else path
