@@ -76,7 +76,7 @@ class World:
         self.now = 1000.0
         self.founders: set[bytes] = set()
         self.clusters: dict[bytes, set[bytes]] = {}
-        self._travelling: list[tuple[float, int, Entry]] = []
+        self._travelling: list[tuple[float, Node, Entry]] = []
 
     def node(self, number: int) -> Node:
         return next(one for one in self.nodes if one.node_id == node_id(number))
@@ -160,7 +160,7 @@ class World:
 
     def _gossip(self) -> None:
         for one in self.nodes:
-            for place, other in enumerate(self.nodes):
+            for other in self.nodes:
                 if one is other or not self.near(one, other) or not one.ledger:
                     continue
                 for entry in one.ledger.values():
@@ -170,15 +170,15 @@ class World:
                     for _ in range(self.random.choice((1, 1, 1, 2))):
                         if self.random.random() >= self.loss:
                             late = self.now + self.random.random() * self.delay
-                            self._travelling.append((late, place, entry))
+                            self._travelling.append((late, other, entry))
 
     def _deliver(self) -> None:
         due = [one for one in self._travelling if one[0] <= self.now]
         self._travelling = [one for one in self._travelling if one[0] > self.now]
         self.random.shuffle(due)
-        for _, place, entry in due:
-            if self.nodes[place].up:
-                self.take(self.nodes[place], entry)
+        for _, other, entry in due:
+            if other.up:
+                self.take(other, entry)
 
     def say(self, one: Node, kind: str, value: bytes) -> None:
         """Write whatever a node might write that means harm."""
