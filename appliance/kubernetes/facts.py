@@ -79,6 +79,8 @@ class ClusterFacts(msgspec.Struct, frozen=True):
     problems: tuple[ProblemFacts, ...] = ()
     members: tuple[MemberFacts, ...] = ()
     network_key: str = ""
+    # Of this node's cluster; None: another cluster has it (the problems say which).
+    services: str | None = ""
 
 
 class SecretFacts(msgspec.Struct, frozen=True):
@@ -169,6 +171,10 @@ class Cluster:
 
 def check(document: ClusterFacts) -> Cluster:
     """Return the facts as they are worked with. Raises SupervisorError for what cannot be."""
+    if document.services is None:
+        words = [one for one in document.problems if one.code == "cluster-services-taken"]
+        said = words[0].message if words else "another cluster has this one's range of services"
+        raise SupervisorError(said, hint=words[0].hint if words else _HINT)
     try:
         _id(document.node_id)
         plan = RangePlan(
@@ -185,7 +191,7 @@ def check(document: ClusterFacts) -> Cluster:
             plan,
             None if document.range is None else _range(document.range),
             {one.node_id: _range(one.range) for one in document.members if one.range is not None},
-            ipaddress.IPv4Network(document.settings.service_cidr),
+            ipaddress.IPv4Network(document.services or document.settings.service_cidr),
             ipaddress.IPv4Network(document.settings.host_range),
         )
     except (ValueError, ClusterError) as error:

@@ -34,15 +34,18 @@ _MERGE = "application/merge-patch+json"
 
 
 class KubeApi:
-    """The API that a kubeconfig leads to, as whom it says."""
+    """The API that a kubeconfig leads to, as whom it says.
 
-    def __init__(self, config: Kubeconfig, *, seconds: float = SECONDS) -> None:
+    ``scratch`` is a folder for root alone on a tmpfs.
+    """
+
+    def __init__(self, config: Kubeconfig, scratch: Path, *, seconds: float = SECONDS) -> None:
         parts = urlsplit(config.server)
         self._host = parts.hostname or "localhost"
         self._port = parts.port or 443
         self._where = config.server
         self._seconds = seconds
-        self._context = _context(config)
+        self._context = _context(config, scratch)
 
     def ready(self) -> bool:
         """Say whether it serves."""
@@ -124,22 +127,17 @@ class KubeApi:
         return bytes(data)
 
 
-def _context(config: Kubeconfig) -> ssl.SSLContext:
+def _context(config: Kubeconfig, scratch: Path) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cadata=config.authority)
-        # `ssl` takes a client's key from a file only: one on a tmpfs, for root alone, at once gone.
-        with tempfile.TemporaryDirectory(prefix="skerry-", dir=_memory()) as folder:
+        # `ssl` takes a client's key from a file only: one that is at once gone.
+        with tempfile.TemporaryDirectory(prefix=".client-", dir=scratch) as folder:
             path = Path(folder) / "client.pem"
             path.write_text(f"{config.certificate.rstrip()}\n{config.key}", encoding="ascii")
             context.load_cert_chain(path)
     except (ssl.SSLError, OSError, ValueError) as error:
         raise KubeApiError(f"the credentials for {config.server} can't be used: {error}") from error
     return context
-
-
-def _memory() -> str | None:
-    """Return a directory that never reaches a disk."""
-    return next((one for one in ("/run", "/dev/shm") if Path(one).is_dir()), None)  # noqa: S108
 
 
 def _said(data: bytes, status: int) -> str:

@@ -71,10 +71,10 @@ class KubeFacts:
 class KubeSide:
     """Asks with the administrator's credentials on a server, with the kubelet's on an agent."""
 
-    def __init__(self, places: Places, viewer: Viewer, *, connect: Connect = KubeApi) -> None:
+    def __init__(self, places: Places, viewer: Viewer, *, connect: Connect | None = None) -> None:
         self._places = places
         self._viewer = viewer
-        self._connect = connect
+        self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
         self._api: tuple[str, Api] | None = None
         self.facts = KubeFacts()
 
