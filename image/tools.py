@@ -31,6 +31,7 @@ SUITE = "trixie"
 PACKAGES = (
     "busybox-static",
     "ca-certificates",
+    "containerd",
     "cpio",
     "cryptsetup-bin",
     "dbus-daemon",
@@ -39,12 +40,13 @@ PACKAGES = (
     "e2fsprogs",
     "erofs-utils",
     "fdisk",
-    "golang-go",
+    "golang-1.26-go",
     "grub-common",
     "grub-efi-amd64-bin",
     "kmod",
     "mmdebstrap",
     "mtools",
+    "nftables",
     "openssl",
     "ovmf",
     "python3-minimal",
@@ -54,12 +56,18 @@ PACKAGES = (
     "qemu-user",
     "qemu-utils",
     "rauc",
+    "runc",
     "squashfs-tools",
     "systemd",
     "u-boot-qemu",
     "xz-utils",
     "zstd",
 )
+# Where the mirror's release is too old for a package of ours; nothing else is taken from there.
+_BACKPORTS = """set -eu
+lines=$(cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/ @SUITE@ main/ @SUITE@-backports main/p')
+printf '%s\\n' "$lines" >"$1/etc/apt/sources.list.d/backports.list"
+""".replace("@SUITE@", SUITE)
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEYRINGS = (
@@ -238,7 +246,7 @@ class ToolsRoot:
 
 
 def _inputs_hash() -> str:
-    inputs = "\n".join((SUITE, *PACKAGES, *_EXCLUDED))
+    inputs = "\n".join((SUITE, *PACKAGES, _BACKPORTS, *_EXCLUDED))
     return hashlib.sha256(inputs.encode()).hexdigest()[:12]
 
 
@@ -269,6 +277,7 @@ def _make(path: Path) -> None:
         "--format=directory",
         '--aptopt=Apt::Install-Recommends "false"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
+        f"--setup-hook={_BACKPORTS}",
         f"--include={','.join(PACKAGES)}",
         SUITE,
         str(aside),
