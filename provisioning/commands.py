@@ -68,6 +68,11 @@ def _register_token(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         choices=("auto", "server", "agent", "none"),
         help="Kubernetes role that its nodes may take; repeatable (default: auto)",
     )
+    new.add_argument(
+        "--cluster",
+        metavar="NAME",
+        help="its nodes are a cluster of their own (the network needs --cluster-bits)",
+    )
     new.add_argument("--founder", action="store_true", help="its node may found the cluster")
     new.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="repeatable")
     new.add_argument(

@@ -8,17 +8,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from provisioning import operator_files as files
+from provisioning.clusters import CLUSTER_LABEL, cluster_of, rivals, services_of
 from provisioning.durations import expiry, moment_text
 from provisioning.errors import FormatError, ProvisioningError
 from provisioning.files import FileError, read_small
 from provisioning.keys import id_text
+from provisioning.names import is_name
 from provisioning.network import NetworkInfo
-from provisioning.operator_grants import add_grant, note_of
+from provisioning.operator_grants import GrantNote, add_grant, load_grants, note_of
 from provisioning.settings import settings_from
 from provisioning.token import TEXT_LIMIT, Token, TokenError, TokenFault, make_token
 from skerry import console
@@ -61,13 +63,16 @@ def token_new(arguments: argparse.Namespace) -> None:
     now = time.time()
     if arguments.count is not None and arguments.count < 1:
         raise UsageError(f"--count cannot be {arguments.count}", hint="give 1 or more")
+    labels = _labels(arguments.label)
+    if arguments.cluster is not None:
+        labels |= _cluster(arguments.cluster, operator.network, load_grants(directory))
     try:
         token = make_token(
             operator.network,
             operator.root_seed,
             now=now,
             roles=frozenset(arguments.role or ["auto"]),
-            labels=_labels(arguments.label),
+            labels=labels,
             expires=expiry(arguments.expires, now),
             count=arguments.count,
             founder=arguments.founder,
@@ -200,6 +205,26 @@ def _shown(name: str, value: Any) -> str:  # noqa: ANN401 - whatever JSON can sa
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)
+
+
+def _cluster(name: str, network: NetworkInfo, notes: Iterable[GrantNote]) -> dict[str, str]:
+    """Return the label of a cluster's nodes, if there is a range of services for it."""
+    settings = network.settings
+    if not is_name(name):
+        raise UsageError(f"{name[:80]!r} cannot be the name of a cluster", hint="use a-z, 0-9, -")
+    if not settings.cluster_bits:
+        raise UsageError(
+            f"the network {network.name} has room for one cluster",
+            hint="make a network with --cluster-bits 4: its services are cut into 16 parts",
+        )
+    found = rivals(settings, name, (cluster_of(one.labels) for one in notes))
+    if found:
+        raise UsageError(
+            f"the cluster {name} would have the services' range of {', '.join(found)}: "
+            f"{services_of(settings, name)}",
+            hint="choose another name",
+        )
+    return {CLUSTER_LABEL: name}
 
 
 def _labels(given: list[str]) -> dict[str, str]:

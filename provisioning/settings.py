@@ -23,6 +23,8 @@ PEERS_MAX = 32
 TEXT_MAX = 256
 # The smallest share of the pod range that a node can work with: 16 addresses, 13 pods.
 POD_HOST_BITS_MIN = 4
+# A cluster's services: 254 of them, the tenth is its resolver.
+SERVICE_HOST_BITS_MIN = 8
 Value = bool | int | str | tuple[str, ...] | None
 
 
@@ -57,6 +59,9 @@ class Settings:
         "bits of a pod's address that number its node: 8 are 256 nodes", default=8
     )
     service_cidr: str = _setting("IPv4 range of the services", default="10.96.0.0/16")
+    cluster_bits: int = _setting(
+        "bits of a service's address that number its cluster: 0 is one cluster, 4 are 16", default=0
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -68,6 +73,7 @@ class Settings:
                 hint=f"choose 1 to {most}: each node's share is a /{pods.prefixlen + 1} to a "
                 f"/{pods.prefixlen + most} then",
             )
+        self._check_clusters()
         if len(self.peers) > PEERS_MAX:
             raise SettingsError(f"{len(self.peers)} peers are given", hint=f"at most {PEERS_MAX}")
         for peer in self.peers:
@@ -78,6 +84,16 @@ class Settings:
             raise SettingsError(f"expected_nodes cannot be {self.expected_nodes}")
         if self.servers not in {1, 3}:
             raise SettingsError(f"servers cannot be {self.servers}", hint="choose 1 or 3")
+
+    def _check_clusters(self) -> None:
+        services = ipaddress.IPv4Network(self.service_cidr)
+        most = 32 - SERVICE_HOST_BITS_MIN - services.prefixlen
+        if not 0 <= self.cluster_bits <= most:
+            raise SettingsError(
+                f"cluster_bits {self.cluster_bits} does not fit service_cidr {services}",
+                hint=f"choose 0 to {most}: each cluster's part is a /{services.prefixlen} to a "
+                f"/{services.prefixlen + most} then",
+            )
 
     def _check_ranges(self) -> ipaddress.IPv4Network:
         """Return the range of the pods; all ranges are right, and share no address."""

@@ -57,7 +57,9 @@ class ClusterView:
     ``interface`` and ``mtu``: of what carries pods' packets; without a tunnel the first uplink's.
     ``addresses``: IPv4 first; overlay addresses, and without a tunnel where members are reached.
     ``range``: None until it may be given to pods, see ``problems``. ``pods_ipv6``: the /48 of all
-    pods. ``network_key``: the root's public key, hexadecimal.
+    pods. ``cluster``: which of several this node belongs to, empty for the one without a name;
+    ``services``: that one's range, None if another cluster has it (`provisioning.clusters`).
+    ``network_key``: the root's public key, hexadecimal.
     """
 
     node_id: str
@@ -74,6 +76,8 @@ class ClusterView:
     settings: ClusterSettings
     range: RangeView | None
     pods_ipv6: str
+    cluster: str
+    services: str | None
     problems: tuple[Problem, ...]
     members: tuple[MemberView, ...]
 
@@ -126,6 +130,11 @@ _CLUSTER = {
     "settings": {"type": "object", "required": [*_SETTINGS], "properties": _SETTINGS},
     "range": _RANGE,
     "pods_ipv6": {"type": "string", "description": "the IPv6 range of all pods"},
+    "cluster": {"type": "string", "description": "which of several; empty: it has no name"},
+    "services": {
+        "type": ["string", "null"],
+        "description": "the range of that cluster's services; null: another cluster has it",
+    },
     "problems": {
         "type": "array",
         "items": {"type": "object", "required": [*_PROBLEM], "properties": _PROBLEM},

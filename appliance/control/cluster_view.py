@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from appliance.api.cluster import ClusterSettings, ClusterView, MemberView, RangeView
-from appliance.cluster.ranges import NodeRange
+from appliance.cluster.ranges import NodeRange, carries_pods
 from appliance.control.endpoints import endpoints_of
 from appliance.control.plane import ControlPlane
 from appliance.control.views import state_of
-from appliance.ledger.claims import RANGE_KIND
+from appliance.ledger.claims import RANGE_KIND, grant_view
 from appliance.overlay.addresses import pods_prefix, ula_address
 from appliance.overlay.status import OverlayStatus
+from appliance.problem import Problem
+from provisioning.clusters import cluster_of, rivals, services_of
 from provisioning.keys import id_text
 from provisioning.membership import Member
 
@@ -19,7 +21,8 @@ def cluster_view(plane: ControlPlane, overlay: OverlayStatus, mono: float) -> Cl
     identity, holdings = plane.identity, plane.policies.holdings
     network, own = identity.network, identity.member()
     settings = network.settings
-    problem = holdings.ranges.problem
+    services, taken = _services(plane, own)
+    problems = tuple(one for one in (holdings.ranges.problem, taken) if one is not None)
     inside = {one.node_id: one for one in plane.policies.members()}
     # Before its certificate is in the ledger, too.
     members = [_member(plane, one, mono) for one in {**inside, own.node_id: own}.values()]
@@ -46,8 +49,38 @@ def cluster_view(plane: ControlPlane, overlay: OverlayStatus, mono: float) -> Cl
         ),
         range=_range(holdings.standing_range(mono)),
         pods_ipv6=str(pods_prefix(network.network_id)),
-        problems=(*((problem,) if problem else ()), *overlay.problems),
+        cluster=cluster_of(own.labels),
+        services=services,
+        problems=(*problems, *overlay.problems),
         members=tuple(members),
+    )
+
+
+def _services(plane: ControlPlane, own: Member) -> tuple[str | None, Problem | None]:
+    """Return the range of services of this node's cluster, or why it has none.
+
+    Of clusters with one range the one has it whose nodes were seen first, as with a grant's count.
+    """
+    settings, cluster = plane.identity.network.settings, cluster_of(own.labels)
+    services = str(services_of(settings, cluster))
+    members = {one.node_id: one for one in (*plane.policies.members(), own) if carries_pods(one)}
+    others = rivals(settings, cluster, (cluster_of(one.labels) for one in members.values()))
+    if not others or not carries_pods(own):
+        return services, None
+    view = grant_view(plane.gossip.replica, members.values())
+    first = min(
+        (one for one in members.values() if cluster_of(one.labels) in {cluster, *others}),
+        key=lambda one: view.rank(view.claims[one.node_id]),
+    )
+    holder = cluster_of(first.labels)
+    if holder == cluster:
+        return services, None
+    return None, Problem(
+        "cluster-services-taken",
+        f"the cluster {cluster or 'without a name'} would have the range of services {services}, "
+        f"which is that of the cluster {holder or 'without a name'}",
+        "Make tokens with another name: `skerry token new --cluster NAME`, in a network with "
+        "enough cluster_bits.",
     )
 
 

@@ -55,8 +55,15 @@ def make_network(
     vpn: bool = True,
     pod_cidr: str = "10.244.0.0/16",
     node_bits: int = 8,
+    cluster_bits: int = 0,
 ) -> NetworkInfo:
-    settings = Settings(host_range=host_range, vpn=vpn, pod_cidr=pod_cidr, node_bits=node_bits)
+    settings = Settings(
+        host_range=host_range,
+        vpn=vpn,
+        pod_cidr=pod_cidr,
+        node_bits=node_bits,
+        cluster_bits=cluster_bits,
+    )
     return NetworkInfo("home", public_key(ROOT_SEED), OTP_SEED, settings=settings)
 
 

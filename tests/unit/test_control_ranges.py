@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 
 import msgspec
@@ -19,9 +20,13 @@ from appliance.overlay import events
 from appliance.overlay.addresses import pods_prefix
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.status import OverlayStatus
+from provisioning.clusters import CLUSTER_LABEL
 from provisioning.identity import Identity
 from provisioning.network import NetworkInfo
+from provisioning.token import Token, make_token
 from tests.fakes.control_world import (
+    ROOT_SEED,
+    UNIX,
     Node,
     Operator,
     World,
@@ -348,6 +353,52 @@ def _fits(value: object, schema: dict[str, object]) -> None:
     elif isinstance(value, list):
         for one in value:
             _fits(one, schema["items"])  # type: ignore[arg-type]
+
+
+# Several clusters on one overlay
+
+
+def in_cluster(network: NetworkInfo, name: str) -> Token:
+    labels = {CLUSTER_LABEL: name} if name else {}
+    return make_token(network, ROOT_SEED, now=UNIX - 1000, roles=frozenset({"auto"}), labels=labels)
+
+
+def test_clusters_share_pods_ranges_and_have_services_of_their_own() -> None:
+    network = make_network(cluster_bits=4)
+    world = World()
+    names = ("", "blue", "green")
+    nodes = world.form(
+        *(join(in_cluster(network, name), f"n{number}") for number, name in enumerate(names * 2))
+    )
+    assert world.run(60, until=lambda: world.ranged(nodes))
+    world.run(5)
+    found: dict[str, set[str | None]] = {}
+    for one in nodes:
+        view = told(one, world)
+        found.setdefault(view.cluster, set()).add(view.services)
+        assert not view.problems
+    assert {len(one) for one in found.values()} == {1}, "the same for all of a cluster"
+    assert found[""] == {"10.96.0.0/20"}
+    services = [ipaddress.IPv4Network(str(one)) for (one,) in found.values()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(services, 2))
+
+
+def test_of_two_clusters_with_one_range_of_services_the_first_has_it_for_everybody() -> None:
+    network = make_network()  # room for one
+    world = World()
+    first = world.form(*(join(in_cluster(network, ""), f"f{number}") for number in range(2)))
+    assert world.run(30, until=lambda: world.ranged(first))
+    world.run(5)
+    late = [world.add(join(in_cluster(network, "blue"), "late"))]
+    assert world.run(60, until=lambda: world.ranged([*first, *late]))
+    world.run(5)
+    for one in first:
+        assert told(one, world).services == "10.96.0.0/16"
+    view = told(late[0], world)
+    assert view.services is None
+    (problem,) = view.problems
+    assert problem.code == "cluster-services-taken"
+    assert "that of the cluster without a name" in problem.message
 
 
 @pytest.mark.parametrize("network", [NETWORK, SMALL])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioning import operator_files
+from provisioning.clusters import CLUSTER_LABEL, rivals
 from provisioning.durations import expiry, moment_text
 from provisioning.operator_files import OperatorError, PassphraseCost, create_network, open_network
 from provisioning.settings import Settings
@@ -174,12 +175,27 @@ def test_bad_words_are_refused_in_words(capsys: Captured, home: Path, words: lis
         ["--label", "=x"],
         ["--label", "a=1", "--label", "a=2"],
         ["--label", "skerry.internal/operator=1"],
+        ["--cluster", "blue"],
         ["--label", "a=" + "x" * 64],
     ],
 )
 def test_bad_grants_are_refused_in_words(capsys: Captured, words: list[str]) -> None:
     run(capsys, "network", "new", "home")
     refused(capsys, "token", "new", *words)
+
+
+def test_a_cluster_of_its_own_has_a_range_of_services_or_another_name(capsys: Captured) -> None:
+    run(capsys, "network", "new", "home", "--cluster-bits", "2")
+    _, out, _ = run(capsys, "token", "new", "--json", "--cluster", "blue", "--label", "site=attic")
+    assert json.loads(out)["labels"] == {CLUSTER_LABEL: "blue", "site": "attic"}
+    run(capsys, "token", "new", "--cluster", "blue")
+    assert "cannot be the name" in refused(capsys, "token", "new", "--cluster", "Blue!")
+    settings = Settings(cluster_bits=2)
+    other = next(name for name in "abcdefgh" if rivals(settings, name, ["blue"]))
+    said = refused(capsys, "token", "new", "--cluster", other)
+    assert f"the cluster {other} would have the services' range of blue: 10.96." in said
+    free = next(name for name in "abcdefgh" if not rivals(settings, name, ["blue"]))
+    run(capsys, "token", "new", "--cluster", free)
 
 
 def test_a_sealed_root_key_needs_its_passphrase(
