@@ -12,7 +12,8 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.cni import namespaces, rules
@@ -65,6 +66,11 @@ class Kernel:
                 _nft(table)
                 self._rules = (table, _table_handle())
 
+    def has_link(self, name: str) -> bool:
+        """Say whether the node has a link of this name."""
+        with Netlink() as netlink:
+            return netlink.link(name) is not None
+
     # Steps
 
     def perform(self, step: of.Step | of.Undo, namespace: int | None = None) -> None:
@@ -88,6 +94,22 @@ class Kernel:
                     _perform(netlink, step, namespace)
 
     # What is there
+
+    @contextmanager
+    def namespace(self, path: str, given: int | None) -> Iterator[int]:
+        """Yield a checked namespace: the one handed over, else what its path leads to.
+
+        Raises CniError.
+        """
+        if given is not None:
+            namespaces.check_namespace(given, path)
+            yield given
+            return
+        opened = namespaces.open_namespace(path)
+        try:
+            yield opened
+        finally:
+            os.close(opened)
 
     def snapshot_of(self, entry: Entry, namespace: int | None) -> of.Snapshot:
         """Return what there is of one attachment: its links, the bridge and what is inside."""

@@ -23,6 +23,8 @@ _TYPE_MASK = 0x3FFF
 _AF_INET, _AF_INET6 = 2, 10
 _UP = 0x1
 _NO_DAD = 0x02
+# Locally administered, and different from the container's.
+_HOST_MAC = "0e"
 _MAIN_TABLE = 254
 _PROTO_STATIC, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 4, 0, 253, 1
 
@@ -156,12 +158,16 @@ def make_bridge(name: str, mtu: int, mac: str) -> Request:
 
 
 def make_veth(host: str, namespace: int, ifname: str, mtu: int, mac: str) -> Request:
-    """Make a pair, one end of it in an opened namespace; ``mac`` is that one's."""
+    """Make a pair, one end of it in an opened namespace; ``mac`` is that one's.
+
+    The node's end gets one as well: udev would change it later on.
+    """
     peer = _link(name=ifname, mtu=mtu, mac=mac)
     peer += attribute(_IFLA_NETNS_FD, struct.pack("=I", namespace))
     data = attribute(_VETH_PEER, peer)
     info = attribute(_INFO_KIND, b"veth") + attribute(_INFO_DATA, data)
-    body = _link(name=host, mtu=mtu) + attribute(_IFLA_INFO, info)
+    own = _HOST_MAC + mac[2:]
+    body = _link(name=host, mtu=mtu, mac=own) + attribute(_IFLA_INFO, info)
     return Request(Kind.NEW_LINK, _NEW, body, f"making {ifname} in the container")
 
 

@@ -7,11 +7,8 @@ The caller sees to it that those of one container come one after the other, and 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 from appliance.cni import ipam, plan
 from appliance.cni import steps as of
@@ -19,7 +16,6 @@ from appliance.cni.answers import check, check_status, result_of
 from appliance.cni.errors import CniError, Code
 from appliance.cni.journal import Entry
 from appliance.cni.kernel import Kernel
-from appliance.cni.namespaces import check_namespace, open_namespace
 from appliance.cni.provider import NoPods, Pods, Provider
 from appliance.cni.results import Result
 from appliance.cni.spec import Attachment, Request
@@ -27,10 +23,6 @@ from appliance.cni.store import Store, StoreError
 from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)
-
-
-def _nothing(_: plan.Action) -> None:
-    return
 
 
 class Operations:
@@ -42,7 +34,7 @@ class Operations:
         store: Store,
         provider: Provider,
         *,
-        before: Callable[[plan.Action], None] = _nothing,
+        before: Callable[[plan.Action], None],
     ) -> None:
         self._kernel = kernel
         self._store = store
@@ -54,18 +46,17 @@ class Operations:
         self._entries: dict[Attachment, Entry] = {}
         self._complete = True
 
-    def start(self) -> None:
-        """Read what was written down, and put right what a kill left. Raises SkerryError."""
+    def open(self) -> None:
+        """Read what was written down. Raises StoreError."""
         self._store.open()
         state, self._entries, self._complete = self._store.load()
         self._state = plan.recovered(self._entries.values(), state)
-        self.reconcile()
 
     def add(self, request: Request, given: int | None) -> Result:
         """Attach a container; ``given`` is its opened namespace. Raises SkerryError."""
         attachment = _attachment(request)
         pods = self._pods()
-        with _namespace(request.netns, given) as namespace:
+        with self._kernel.namespace(request.netns, given) as namespace:
             network = pods.plan()
             self._prepare(pods, network)
             with self._lock:
@@ -92,7 +83,7 @@ class Operations:
         attachment = _attachment(request)
         with self._lock:
             entry, leases = self._entries.get(attachment), self._state
-        with _namespace(request.netns, given) as namespace:
+        with self._kernel.namespace(request.netns, given) as namespace:
             snapshot = of.Snapshot()
             if entry is not None:
                 snapshot = self._kernel.snapshot_of(entry, namespace)
@@ -117,7 +108,7 @@ class Operations:
         pods = self._provider()
         if isinstance(pods, NoPods):
             raise CniError(Code.UNAVAILABLE, pods.reason, hint=pods.hint)
-        overlay = not pods.interface or _is_there(pods.interface)
+        overlay = not pods.interface or self._kernel.has_link(pods.interface)
         with self._lock:
             leases = self._state
         check_status(pods.plan().ranges, leases, overlay=overlay)
@@ -199,29 +190,7 @@ class Operations:
             log.warning("a failed ADD could not be taken back yet: %s", error)
 
 
-@contextmanager
-def _namespace(path: str, given: int | None) -> Iterator[int]:
-    """Yield the checked namespace: the one that was handed over, else the one under its path."""
-    if given is not None:
-        check_namespace(given, path)
-        yield given
-        return
-    opened = open_namespace(path)
-    try:
-        yield opened
-    finally:
-        os.close(opened)
-
-
 def _attachment(request: Request) -> Attachment:
     if request.attachment is None:
         raise CniError(Code.INTERNAL, f"a {request.command.value} without a container")
     return request.attachment
-
-
-def _is_there(interface: str) -> bool:
-    try:
-        socket.if_nametoindex(interface)
-    except OSError:
-        return False
-    return True

@@ -35,8 +35,18 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 RECONCILE_SECONDS = 30.0
 _WORKERS = 4
 T = TypeVar("T")
+Before = Callable[[plan.Action], None]
 
-__all__ = ["RUN_DIR", "CniService", "NoPods", "Pods", "Provider"]
+__all__ = ["RUN_DIR", "CniService", "NoPods", "Pods", "Provider", "operations_in"]
+
+
+def operations_in(run_dir: Path, provider: Provider, *, before: Before | None = None) -> Operations:
+    """Return what acts on this machine, with its records in a folder of a tmpfs.
+
+    ``before`` is called before each action: tests end the process there.
+    """
+    store = Store(run_dir, BOOT_ID.read_text().strip())
+    return Operations(Kernel(), store, provider, before=before or (lambda _: None))
 
 
 class CniService:
@@ -52,12 +62,9 @@ class CniService:
         provider: Provider,
         run_dir: Path = RUN_DIR,
         *,
-        before: Callable[[plan.Action], None] | None = None,
+        operations: Operations | None = None,
     ) -> None:
-        self._run_dir = run_dir
-        store = Store(run_dir, BOOT_ID.read_text().strip())
-        hook = {} if before is None else {"before": before}
-        self._operations = Operations(Kernel(), store, provider, **hook)
+        self._operations = operations or operations_in(run_dir, provider)
         self._server = CniServer(run_dir, self._handle)
         self._queues = Queues()
         self._tickets = itertools.count()
@@ -68,8 +75,9 @@ class CniService:
 
     async def start(self) -> None:
         """Put right what a process before us left, then take calls. Raises SkerryError, OSError."""
+        await self._work(self._operations.open)
         try:
-            await self._work(self._operations.start)
+            await self._work(self._operations.reconcile)
         except SkerryError as error:
             # A DEL must come through whatever is wrong; what is left is tried again.
             log.warning("pod networking could not be put right yet: %s", error)

@@ -2,7 +2,7 @@
 
 Each call is a process started with an environment and a configuration, as containerd does it;
 ours and the reference take turns, on one node and with containers of their own. The reference is
-``bridge`` with ``host-local``: both families, a gateway, masquerade by nftables, on a tmpfs as well.
+``bridge`` with ``host-local``: both families, gateway, masquerade by nftables, on a tmpfs as well.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import uvloop
 
 from appliance.cluster.conflist import PodNetwork
 from appliance.cni.plan import Action
-from appliance.cni.service import CniService, NoPods, Pods
+from appliance.cni.service import CniService, NoPods, Pods, operations_in
 
 READY = "ready"
 
@@ -54,11 +54,12 @@ def burn(file: Path, action: Action) -> None:
 
 
 async def run(folder: Path) -> None:
-    service = CniService(
-        lambda: provider(folder / "pods.json"),
+    operations = operations_in(
         folder,
+        lambda: provider(folder / "pods.json"),
         before=lambda action: burn(folder / "fuse", action),
     )
+    service = CniService(lambda: provider(folder / "pods.json"), folder, operations=operations)
     await service.start()
     (folder / READY).touch()
     ended = asyncio.Event()
