@@ -24,6 +24,7 @@ def register(subparsers: Actions) -> None:
     _register_revoke(group(subparsers, "revoke", "put a node or a grant out, for ever"))
     _register_token(group(subparsers, "token", "make tokens and look at them"))
     _register_ledger(group(subparsers, "ledger", "read, write and watch the network's ledger"))
+    _register_cluster(group(subparsers, "cluster", "Kubernetes on this node, and in this network"))
     sync = group(subparsers, "network", "make networks and look at them").add_parser(
         "sync", help="publish what waits in the outbox, and learn the network's latest epoch"
     )
@@ -78,6 +79,20 @@ def _register_node(actions: Actions) -> None:
     remove.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for people")
     remove.add_argument("--yes", action="store_true", help="even if it is the node asked")
     _common(remove, "node.node_remove")
+
+
+def _register_cluster(actions: Actions) -> None:
+    found = actions.add_parser(
+        "found",
+        help="name the node that founds the Kubernetes cluster",
+        description="For a network that has no founder's token and was not told how many nodes to "
+        "expect. One node, once: a cluster is never founded twice by itself.",
+    )
+    found.add_argument("node", metavar="NODE", help=_NODE)
+    _common(found, "cluster.cluster_found")
+    servers = actions.add_parser("servers", help="how many servers the cluster is to have: 1 or 3")
+    servers.add_argument("servers", metavar="N", type=int, choices=(1, 3), help="1 or 3")
+    _common(servers, "cluster.cluster_servers")
 
 
 def _register_revoke(actions: Actions) -> None:
