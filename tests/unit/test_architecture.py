@@ -17,6 +17,12 @@ ALLOWED = {
     "qemu": {"skerry", "image"},
 }
 LONGEST_MODULE = 500
+# The cluster agent is a process beside the supervisor, its client, and knows nothing of its inside.
+AGENT = "appliance.kubernetes"
+NOT_FOR_AGENT = ("appliance.supervisor", "appliance.control", "appliance.overlay.service")
+# What decides touches neither a file nor a socket, and has no clock.
+PURE = ("keeper", "config", "credentials", "part", "records", "manifests", "facts")
+EDGES = {"asyncio", "http", "os", "pathlib", "socket", "ssl", "subprocess", "time", "dbus_fast"}
 
 
 def imports_of(tree: ast.AST) -> set[str]:
@@ -50,6 +56,32 @@ def test_the_check_itself_sees_a_wrong_arrow() -> None:
     assert forbidden_imports("ota", "from appliance.overlay import core") == {"appliance"}
     assert forbidden_imports("provisioning", "import ota.rauc") == {"ota"}
     assert forbidden_imports("appliance", "import provisioning.token, ota") == set()
+
+
+def whole_imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_supervisor_and_cluster_agent_are_two_programs() -> None:
+    own = ROOT / "appliance/kubernetes"
+    for path in (ROOT / "appliance").rglob("*.py"):
+        found = whole_imports(path)
+        if path.is_relative_to(own):
+            assert not {one for one in found if one.startswith(NOT_FOR_AGENT)}, path
+        elif not path.is_relative_to(ROOT / "appliance/images"):  # A root program, too.
+            assert not {one for one in found if one.startswith(AGENT)}, path
+
+
+def test_what_decides_for_the_engine_has_no_edges() -> None:
+    for name in PURE:
+        found = whole_imports(ROOT / f"appliance/kubernetes/{name}.py")
+        assert not {one.split(".")[0] for one in found} & EDGES, name
 
 
 def test_modules_are_for_one_sitting() -> None:
