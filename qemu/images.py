@@ -11,9 +11,10 @@ from image.tools import ToolsRoot
 from qemu.errors import LabError
 
 
-def ensure(board: str) -> Artifacts:
+def ensure(board: str, *, kubernetes: bool = True) -> Artifacts:
     """Build a board's image unless it is there and current (the build itself knows)."""
     argv = [sys.executable, "-m", "skerry", "image", "build", board]
+    argv += [] if kubernetes else ["--without-kubernetes"]
     done = subprocess.run(argv, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     artifacts = Artifacts.of(board)
     if done.returncode or not artifacts.disk.exists():

@@ -59,7 +59,8 @@ def x86_image() -> Artifacts:
 
 @pytest.fixture(scope="session")
 def arm_image() -> Artifacts:
-    return images.ensure("qemu-arm64")
+    """Without Kubernetes, which would have to be compiled once more."""
+    return images.ensure("qemu-arm64", kubernetes=False)
 
 
 @pytest.fixture(scope="session")

@@ -53,19 +53,22 @@ def make_stick(
     """Return an ext4 image with bundles in it, as a stick would bring them.
 
     ``good.raucb``, one NAME.raucb with overlaid files for each of ``bad``, and if ``refused``
-    some that are refused by what they say of themselves; those need no system inside.
+    some that are refused by what they say of themselves; those need no system inside. Kubernetes,
+    half of a system, is left out: it would only be written.
     """
     content = path / "content"
     content.mkdir()
     keys = signing_keys()
-    build_bundle(Wanted(BOARD, GOOD, keys), output=content / "good.raucb")
+    good = Wanted(BOARD, GOOD, keys, kubernetes=False)
+    build_bundle(good, output=content / "good.raucb")
     for version, files in bad.items():
         overlay = path / version
         for name, text in files.items():
             file = overlay / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-        build_bundle(Wanted(BOARD, version, keys, (overlay,)), output=content / f"{version}.raucb")
+        wanted = Wanted(BOARD, version, keys, (overlay,), kubernetes=False)
+        build_bundle(wanted, output=content / f"{version}.raucb")
     if refused:
         make_key(path, "stranger", tools)
         stranger = (path / "stranger.crt", path / "stranger.key")
