@@ -65,9 +65,10 @@ PACKAGES = (
 )
 # Where the mirror's release is too old for a package of ours; nothing else is taken from there.
 _BACKPORTS = """set -eu
-lines=$(cat "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*.list 2>/dev/null | sed -n 's/ @SUITE@ main/ @SUITE@-backports main/p')
-printf '%s\\n' "$lines" >"$1/etc/apt/sources.list.d/backports.list"
-""".replace("@SUITE@", SUITE)
+cd "$1/etc/apt"
+lines=$(cat sources.list sources.list.d/*.list 2>/dev/null | sed -n 's/ @ main/ @-backports main/p')
+printf '%s\\n' "$lines" >sources.list.d/backports.list
+""".replace("@", SUITE)
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KEYRINGS = (
