@@ -65,7 +65,7 @@ class CniService:
         operations: Operations | None = None,
     ) -> None:
         self._operations = operations or operations_in(run_dir, provider)
-        self._server = CniServer(run_dir, self._handle)
+        self._server = CniServer(run_dir, self.handle)
         self._queues = Queues()
         self._tickets = itertools.count()
         self._waiting: dict[int, asyncio.Future[None]] = {}
@@ -98,7 +98,8 @@ class CniService:
 
     # Calls
 
-    async def _handle(self, body: bytes, namespace: int | None, caller: Caller) -> Answer:
+    async def handle(self, body: bytes, namespace: int | None, caller: Caller) -> Answer:
+        """Answer one request, whatever it is; ``namespace`` stays the caller's to close."""
         version = NEWEST
         try:
             request = read_request(body)

@@ -126,12 +126,12 @@ def test_a_check_has_something_to_compare_with() -> None:
 
 def test_a_gc_names_what_stays_in_its_network_and_no_list_is_not_an_empty_one() -> None:
     listed = {"cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}]}
-    assert call("GC", **listed).valid == {Attachment("skerry", "a", "eth0")}
+    assert call("GC", **listed).valid == frozenset({Attachment("skerry", "a", "eth0")})
     assert call("GC", **{"cni.dev/valid-attachments": []}).valid == frozenset()
     assert call("GC").valid is None
     early = {"cni.dev/attachments": [{"containerID": "b", "ifname": "eth0"}]}
-    assert call("GC", **early).valid == {Attachment("skerry", "b", "eth0")}
-    assert call("GC", **early, **listed).valid == {Attachment("skerry", "a", "eth0")}
+    assert call("GC", **early).valid == frozenset({Attachment("skerry", "b", "eth0")})
+    assert call("GC", **early, **listed).valid == frozenset({Attachment("skerry", "a", "eth0")})
 
 
 def test_status_and_version_need_no_container() -> None:

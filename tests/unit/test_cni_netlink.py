@@ -1,0 +1,131 @@
+"""What we say to the kernel by netlink, and what it says."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.cni import netlink as nl
+from appliance.cni.netlink import Flag, Kind
+
+# Recorded from Linux 6.18: an end of a pair, as a port of a bridge, and its address and routes.
+HEAD = struct.Struct("=IHHII")
+
+
+def parts(request: nl.Request) -> tuple[int, int, bytes]:
+    data = request.encode(7)
+    length, kind, flags, sequence, port = HEAD.unpack_from(data)
+    assert (length, sequence, port) == (len(data), 7, 0)
+    assert length % 4 == 0
+    return kind, flags, data[HEAD.size :]
+
+
+def test_a_pair_is_made_with_one_end_in_the_container() -> None:
+    kind, flags, body = parts(nl.make_veth("skpabc", 5, "eth0", 1380, "0a:73:0a:f4:07:02"))
+    assert kind == Kind.NEW_LINK
+    assert flags == Flag.REQUEST | Flag.ACK | Flag.CREATE | Flag.EXCLUSIVE
+    found = nl.attributes(body[16:])
+    assert found[3] == b"skpabc\0"
+    assert found[1].hex(":") == "0e:73:0a:f4:07:02"
+    info = nl.attributes(found[18])
+    assert info[1] == b"veth"
+    peer = nl.attributes(nl.attributes(info[2])[1][16:])
+    assert peer[3] == b"eth0\0"
+    assert peer[4] == struct.pack("=I", 1380)
+    assert peer[1].hex(":") == "0a:73:0a:f4:07:02"
+    assert peer[28] == struct.pack("=I", 5)
+
+
+@pytest.mark.parametrize(
+    ("address", "family", "prefix"), [("10.244.7.2/32", 2, 32), ("fd42::2/80", 10, 80)]
+)
+def test_an_address_comes_back_as_it_was_given(address: str, family: int, prefix: int) -> None:
+    kind, _, body = parts(nl.add_address(3, address))
+    assert kind == Kind.NEW_ADDRESS
+    assert body[:2] == bytes([family, prefix])
+    # Nobody is asked whether they have it (IFA_F_NODAD).
+    assert body[2] == 2
+    assert nl.read_address(body) == nl.LinkAddress(3, address)
+
+
+@pytest.mark.parametrize(
+    ("destination", "gateway"),
+    [
+        ("10.244.7.1/32", ""),
+        ("0.0.0.0/0", "10.244.7.1"),
+        ("fd42::1/128", ""),
+        ("::/0", "fd42::1"),
+        ("10.0.0.0/8", "10.244.7.1"),
+    ],
+)
+def test_a_route_comes_back_as_it_was_given(destination: str, gateway: str) -> None:
+    kind, flags, body = parts(nl.add_route(3, destination, gateway))
+    assert kind == Kind.NEW_ROUTE
+    assert flags & Flag.REPLACE
+    assert nl.read_route(body) == nl.LinkRoute(3, destination, gateway)
+    # On the link, or anywhere: rtm_scope.
+    assert body[6] == (0 if gateway or ":" in destination else 253)
+
+
+def test_routes_of_other_tables_and_kinds_are_none_of_ours() -> None:
+    body = bytearray(nl.add_route(3, "10.0.0.0/8", "10.244.7.1").body)
+    for place, value in ((0, 7), (4, 255), (7, 6)):
+        other = bytearray(body)
+        other[place] = value
+        assert nl.read_route(bytes(other)) is None
+    high = bytes(body) + nl.attribute(15, struct.pack("=I", 1000))
+    assert nl.read_route(high) is None
+    # One with several ways has no link of its own.
+    assert nl.read_route(nl.add_route(3, "::/0", "fd42::1").body[:12]) is None
+
+
+def test_a_link_tells_what_it_is() -> None:
+    body = struct.pack("=BxHiII", 0, 1, 4, 0x1003, 0)
+    body += nl.attribute(3, b"skpabc\0") + nl.attribute(4, struct.pack("=I", 1380))
+    body += nl.attribute(1, bytes.fromhex("0e730af40702"))
+    body += nl.attribute(10, struct.pack("=I", 2)) + nl.attribute(18, nl.attribute(1, b"veth\0"))
+    link = nl.read_link(body)
+    assert link == nl.Link(4, "skpabc", True, 1380, "0e:73:0a:f4:07:02", 2, "veth", False)  # noqa: FBT003 - as it is defined
+    assert nl.read_link(body + nl.attribute(37, struct.pack("=i", 0))).elsewhere
+
+
+def test_changes_of_a_link() -> None:
+    _, _, body = parts(nl.set_link(4, "this", up=True, mtu=1280, master=2))
+    assert struct.unpack_from("=iII", body, 4) == (4, 1, 1)
+    found = nl.attributes(body[16:])
+    assert (found[4], found[10]) == (struct.pack("=I", 1280), struct.pack("=I", 2))
+    _, _, body = parts(nl.set_link(4, "that", mac="02:00:00:00:00:01"))
+    assert struct.unpack_from("=iII", body, 4) == (4, 0, 0)
+    for isolated in (True, False):
+        _, _, body = parts(nl.set_port(4, "that", isolated=isolated))
+        info = nl.attributes(nl.attributes(body[16:])[18])
+        assert info[4] == b"bridge"
+        assert nl.attributes(info[5]) == {4: b"\1", 33: bytes([isolated])}
+
+
+def test_answers_are_told_apart_by_number_and_kind() -> None:
+    refused = HEAD.pack(20, Kind.ERROR, 0, 9, 0) + struct.pack("=i", -17)
+    fine = HEAD.pack(20, Kind.DONE, 2, 10, 0) + struct.pack("=i", 0)
+    found = list(nl.messages(refused + fine))
+    assert [one[:2] for one in found] == [(Kind.ERROR, 9), (Kind.DONE, 10)]
+    assert [nl.error_of(one[2]) for one in found] == [17, 0]
+    # Half a message is none.
+    assert list(nl.messages(refused[:19])) == []
+    assert nl.error_of(b"") == 0
+
+
+def test_a_table_is_told_from_another_of_its_name() -> None:
+    kind, _, body = parts(nl.get_table("skerry-pods"))
+    assert kind == Kind.GET_TABLE
+    assert body[:4] == b"\1\0\0\0"
+    assert nl.attributes(body[4:])[1] == b"skerry-pods\0"
+    assert nl.read_table_handle(body[:4] + nl.attribute(4, b"\0" * 7 + b"\3")) == b"\0" * 7 + b"\3"
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_end(data: bytes) -> None:
+    list(nl.messages(data))
+    nl.attributes(data)
