@@ -61,7 +61,10 @@ class MemberFacts(msgspec.Struct, frozen=True):
 
 
 class ClusterFacts(msgspec.Struct, frozen=True):
-    """``GET /v1/cluster``; ids are base32, ``network_key`` (the root's public key) hexadecimal."""
+    """``GET /v1/cluster``; ids are base32, ``network_key`` (the root's public key) hexadecimal.
+
+    ``services`` is the range of this node's cluster, ``cluster`` what that is called.
+    """
 
     node_id: str
     name: str

@@ -76,6 +76,7 @@ class KubeSide:
         self._viewer = viewer
         self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
         self._api: tuple[str, Api] | None = None
+        self._trouble = ""
         self.facts = KubeFacts()
 
     async def work(self, sight: Sight, part: Part, remove: bytes | None = None) -> KubeFacts:
@@ -88,7 +89,9 @@ class KubeSide:
             elif part.kind is Kind.NONE:
                 self.facts = KubeFacts()
         except KubernetesError as error:
-            log.info("Kubernetes was not asked: %s", error)
+            if str(error) != self._trouble:
+                log.info("Kubernetes was not asked: %s", error)
+            self._trouble = str(error)
             # What was agreed on a pod range stays: it never changes.
             self.facts = KubeFacts(own=self.facts.own, engine=self._without_api(sight.cluster))
         return self.facts
