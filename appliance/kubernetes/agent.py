@@ -16,6 +16,7 @@ from appliance.cluster import cluster_entries, conflist, roles
 from appliance.cluster.cluster_entries import Kept as KeptFile
 from appliance.cluster.recorded import Verdict
 from appliance.cluster.sight import Decision, Memory
+from appliance.cluster.sight import Kind as Decided
 from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes import files, manifests, report
 from appliance.kubernetes.asking import AwayError, Supervisor
@@ -42,6 +43,7 @@ KUBE_SECONDS = 5.0
 
 
 _UNASKED = Part(Kind.WAIT, "the supervisor was not asked yet")
+_OUT = Decision(Decided.NONE, "this node is revoked: it is out of its network for good")
 _NOTHING = Wanted(_UNASKED, conflist_known=False)
 
 
@@ -99,7 +101,7 @@ class Agent:
         self._spoke = False
         try:
             sight = await self._viewer.look()
-            decision = await self._decide(sight)
+            decision = _OUT if sight.revoked else await self._decide(sight)
         except KubernetesError as error:
             self._away(error)
         else:

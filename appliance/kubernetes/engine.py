@@ -26,7 +26,7 @@ from appliance.kubernetes.keeper import (
     WriteConflist,
 )
 from appliance.kubernetes.part import Kind
-from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT, Places
+from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT, Places
 from appliance.kubernetes.units import Units
 from appliance.problem import Problem
 
@@ -67,7 +67,9 @@ class EngineKeeper:
     async def observe(self, wanted: Mapping[str, str] | None = None) -> Machine:
         """Return what there is. Raises UnitError."""
         places = self._places
-        server, agent = [await self._units.facts(one) for one in (SERVER_UNIT, AGENT_UNIT)]
+        server, agent, pods = [
+            await self._units.facts(one) for one in (SERVER_UNIT, AGENT_UNIT, PODS_SLICE)
+        ]
         return Machine(
             server,
             agent,
@@ -80,6 +82,7 @@ class EngineKeeper:
                 if (text := files.read_text(places.engine_manifests / name, _CONFIG_MAX))
                 is not None
             },
+            pods.state,
         )
 
     async def keep(self, wanted: Wanted) -> Kept:

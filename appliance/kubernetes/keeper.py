@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from appliance.kubernetes.part import Kind, Part
-from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT
+from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 from appliance.problem import Problem
 
 # Seconds to the next attempt after the first, second, ... failure to start.
@@ -62,6 +62,7 @@ class Machine:
     applied: str | None = None
     conflist: bytes | None = None
     manifests: Mapping[str, str] = field(default_factory=dict)
+    pods: Unit = Unit.INACTIVE
 
     def unit(self, name: str) -> UnitFacts:
         """Return one of the engine's two."""
@@ -154,7 +155,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop a unit; pods go on until their node is drained or gone."""
+    """Stop a unit; pods go on without an engine, until their slice is stopped."""
 
     unit: str
 
@@ -202,7 +203,9 @@ def _engine(wanted: Wanted, machine: Machine, attempts: Attempts, now: float) ->
     others = [name for name in UNITS.values() if name != unit and machine.unit(name).state.runs]
     if unit is None:
         gone: tuple[Step, ...] = (RemoveConfig(),) if machine.config is not None else ()
-        return (*(Stop(one) for one in others), *gone)
+        # Pods outlive an engine; with nobody to look after them they are not to.
+        ends = others or ([PODS_SLICE] if machine.pods.runs else [])
+        return (*(Stop(one) for one in ends), *gone)
     facts = machine.unit(unit)
     if wanted.config is None or facts.state is Unit.MISSING:
         return ()

@@ -32,13 +32,17 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One picture; ``values`` are the cluster's secrets that this node can read."""
+    """One picture; ``values`` are the cluster's secrets that this node can read.
+
+    ``revoked``: the root key has put this node out, and it heard of it.
+    """
 
     cluster: Cluster
     said: tuple[Said, ...] = ()
     orders: Orders = field(default_factory=Orders)
     secrets: Mapping[str, SecretFacts] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict, repr=False)
+    revoked: bool = False
 
 
 class Viewer:
@@ -67,6 +71,7 @@ class Viewer:
             orders.read_orders(read_said(told.entries), cluster.plan.network_id),
             secrets,
             await self._read(secrets),
+            bool(await self.revoked(frozenset({document.node_id}))),
         )
 
     async def revoked(self, ids: frozenset[str]) -> frozenset[str]:

@@ -55,9 +55,12 @@ class Systemd:
         unit_facts = await self._properties(path, f"{SERVICE}.Unit")
         if unit_facts.get("LoadState") != "loaded":
             return UnitFacts(Unit.MISSING)
+        state = _state(unit_facts.get("ActiveState"), unit_facts.get("SubState"))
+        if not unit.endswith(".service"):
+            return UnitFacts(state)
         service = await self._properties(path, f"{SERVICE}.Service")
         return UnitFacts(
-            _state(unit_facts.get("ActiveState"), unit_facts.get("SubState")),
+            state,
             str(service.get("Result", "success")),
             int(service.get("NRestarts", 0)),
         )

@@ -23,7 +23,7 @@ from appliance.kubernetes.errors import KubeApiError, SupervisorError, UnitError
 from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.kubeconfig import Kubeconfig, kubeconfig_text
 from appliance.kubernetes.looking import Viewer
-from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT, Places
+from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT, Places
 from appliance.kubernetes.records import Lease, NodeObject, Record, Remove, read_node
 from appliance.kubernetes.sealing import Sealer
 from appliance.kubernetes.serving import KubeSide
@@ -174,7 +174,9 @@ class FakeUnits:
     """A systemd that starts at once what it is asked for, unless it is in ``failing``."""
 
     def __init__(self) -> None:
-        self.states = {name: UnitFacts(Unit.INACTIVE) for name in (SERVER_UNIT, AGENT_UNIT)}
+        self.states = {
+            name: UnitFacts(Unit.INACTIVE) for name in (SERVER_UNIT, AGENT_UNIT, PODS_SLICE)
+        }
         self.calls: list[tuple[str, str]] = []
         self.failing = False
         self.away = False

@@ -11,9 +11,10 @@ from appliance.cluster.conflist import read_conflist
 from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes.agent import joined_in
 from appliance.kubernetes.errors import KubeApiError
+from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.kubeconfig import unpack
 from appliance.kubernetes.operator_box import open_as_operator
-from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT
+from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 from appliance.kubernetes.records import Record, Remove
 from tests.fakes.cluster_world import (
     IDS,
@@ -201,6 +202,18 @@ async def test_a_revoked_member_loses_its_node_object(tmp_path: Path) -> None:
     await world.turns(3)
     assert Remove("fourth", "uid-3") in world.api.changes
     assert "fourth" not in world.api.objects
+
+
+async def test_a_node_that_hears_that_it_is_out_ends_all_of_it(tmp_path: Path) -> None:
+    world = await founded(tmp_path)
+    world.units.states[PODS_SLICE] = UnitFacts(Unit.ACTIVE)
+    world.supervisor.revoked.add(IDS[0])
+    await world.turns(3)
+    assert world.units.calls[1:] == [("stop", SERVER_UNIT), ("stop", PODS_SLICE)]
+    assert not world.places.config.exists()
+    assert not world.places.conflist.exists()
+    assert isinstance(world.cni.used[-1], NoPods)
+    assert "revoked" in world.status["why"]
 
 
 async def test_a_token_that_was_seen_is_made_anew_and_the_server_takes_it(tmp_path: Path) -> None:

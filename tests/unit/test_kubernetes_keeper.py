@@ -25,7 +25,7 @@ from appliance.kubernetes.keeper import (
     WriteConflist,
 )
 from appliance.kubernetes.part import Kind, Part
-from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT
+from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 
 SERVER = Part(Kind.SERVER, "it founds", founds=True)
 AGENT = Part(Kind.AGENT, "it works", join="10.10.0.1")
@@ -94,6 +94,8 @@ def test_who_is_out_stops_and_keeps_no_token() -> None:
     wanted = Wanted(Part(Kind.NONE, "revoked"))
     assert do(wanted, running()) == (RemoveConflist(), Stop(SERVER_UNIT), RemoveConfig())
     assert do(wanted, Machine(OFF, OFF)) == ()
+    # The pods go when nobody would start them again.
+    assert do(wanted, Machine(OFF, OFF, pods=Unit.ACTIVE)) == (Stop(PODS_SLICE),)
 
 
 def test_a_refused_range_takes_the_cni_configuration_away() -> None:
