@@ -300,11 +300,10 @@ func compareEndpoints(a, b Endpoint) int {
 	)
 }
 
-// sorted returns the cluster in an order that is always the same, so that equal rules are equal text.
-func (c Cluster) sorted() Cluster {
+// sort puts the cluster into an order that is always the same.
+func (c Cluster) sort() {
 	slices.SortFunc(c.Pods, func(a, b *Pod) int { return cmp.Compare(a.UID, b.UID) })
 	slices.SortFunc(c.Policies, func(a, b *networking.NetworkPolicy) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
-	return c
 }
