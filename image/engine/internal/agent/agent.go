@@ -159,10 +159,7 @@ func Start(ctx context.Context, o *config.Options, c Credentials, facts cluster.
 	running = append(running, component.Supervise(ctx, "kube-proxy", proxy, failed))
 	if facts.NetworkPolicy {
 		policies := func(ctx context.Context) error {
-			return netpol.Run(ctx, netpol.Settings{
-				Client: client, NodeName: o.NodeName, NodeIPs: o.NodeIPs,
-				ClusterCIDRs: facts.ClusterCIDRs, ServiceCIDRs: facts.ServiceCIDRs,
-			})
+			return netpol.Run(ctx, netpol.Settings{Client: client, NodeName: o.NodeName})
 		}
 		running = append(running, component.Supervise(ctx, "network policy", policies, failed))
 	}

@@ -104,7 +104,6 @@ func prepareProxy(o *config.Options, facts cluster.Facts) (component.Runner, err
 		"healthz-port":           "0",
 		"hostname-override":      o.NodeName,
 		"kubeconfig":             kubeconfigFile(o),
-		"metrics-port":           "0",
 		"proxy-mode":             "nftables",
 	}, o.ProxyArgs))
 }

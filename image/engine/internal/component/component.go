@@ -7,6 +7,7 @@ package component
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -145,22 +146,45 @@ func PrepareScheduler(words []string) (Runner, error) {
 }
 
 // PrepareProxy returns kube-proxy. It leaves its rules as they are when it ends.
+//
+// Its validation does not know that its metrics may be off (`--metrics-port=0`), though it serves none
+// then: unless the operator wants them, the options are judged with metrics and run without.
 func PrepareProxy(words []string) (Runner, error) {
+	options, flags, err := proxyOptions(words)
+	if err != nil {
+		return nil, err
+	}
+	if flags.Changed("metrics-port") || flags.Changed("metrics-bind-address") || flags.Changed("config") {
+		return func(ctx context.Context) error { return runProxy(ctx, options, flags, options, flags) }, nil
+	}
+	quiet, quietFlags, err := proxyOptions(append(slices.Clone(words), "--metrics-port=0"))
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error { return runProxy(ctx, options, flags, quiet, quietFlags) }, nil
+}
+
+func proxyOptions(words []string) (*proxy.Options, *pflag.FlagSet, error) {
 	options := proxy.NewOptions()
 	flags := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
 	options.AddFlags(flags)
-	if err := parse("kube-proxy", cliflag.NamedFlagSets{FlagSets: map[string]*pflag.FlagSet{"all": flags}}, words); err != nil {
-		return nil, err
+	err := parse("kube-proxy", cliflag.NamedFlagSets{FlagSets: map[string]*pflag.FlagSet{"all": flags}}, words)
+	return options, flags, err
+}
+
+func runProxy(ctx context.Context, judged *proxy.Options, judgedFlags *pflag.FlagSet, run *proxy.Options, runFlags *pflag.FlagSet) error {
+	if err := judged.Complete(judgedFlags); err != nil {
+		return err
 	}
-	return func(ctx context.Context) error {
-		if err := options.Complete(flags); err != nil {
+	if err := judged.Validate(); err != nil {
+		return err
+	}
+	if run != judged {
+		if err := run.Complete(runFlags); err != nil {
 			return err
 		}
-		if err := options.Validate(); err != nil {
-			return err
-		}
-		return options.Run(ctx)
-	}, nil
+	}
+	return run.Run(ctx)
 }
 
 // PrepareKubelet returns the kubelet. It is the one component that takes the process's signals itself.

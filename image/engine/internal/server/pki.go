@@ -3,6 +3,8 @@
 package server
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -52,10 +54,12 @@ func ensurePKI(folder string, now time.Time) (*pki, error) {
 		if err != nil {
 			return nil, err
 		}
-		text, err := certs.EncodeKey(key)
+		// In the one form of which Kubernetes takes the public half too
+		der, err := x509.MarshalECPrivateKey(key)
 		if err != nil {
 			return nil, err
 		}
+		text := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
 		return made, files.Write(made.file("service.key"), text, 0o600)
 	}
 	return made, nil
