@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import socket
 from typing import Any
 
 from pyroute2.netlink.generic.wireguard import wgmsg
 
+from appliance.cluster.ranges import ipv6_range
 from appliance.overlay.endpoint import Endpoint
 from appliance.overlay.wireguard import PeerState
 from appliance.overlay.wireguard_kernel import merge_peers
 
 PEERS = 1000
+PODS6 = str(ipv6_range(bytes(16), ipaddress.IPv4Network("10.244.7.0/24")))
 
 
 def peer(key: bytes, allowed: tuple[str, ...], *, known: bool = True) -> dict[str, Any]:
@@ -53,10 +56,11 @@ def message(*peers: dict[str, Any]) -> Any:  # noqa: ANN401 - pyroute2 is untype
 def test_a_peer_that_is_split_over_two_messages_is_one() -> None:
     key, other = b"\x0a" * 32, b"\x0b" * 32
     dump = (
-        message(peer(key, ("10.10.0.5/32",))),
-        message(peer(key, ("fd00::5/128",), known=False), peer(other, (), known=False)),
+        message(peer(key, ("10.10.0.5/32", "10.244.7.0/24"))),
+        message(peer(key, ("fd00::5/128", PODS6), known=False), peer(other, (), known=False)),
     )
-    allowed = frozenset({"10.10.0.5/32", "fd00::5/128"})
+    # To the letter as they were set: what differs would be set again and again.
+    allowed = frozenset({"10.10.0.5/32", "10.244.7.0/24", "fd00::5/128", PODS6})
     assert merge_peers(dump) == {
         key: PeerState(Endpoint("192.0.2.1", 51820), 1_795_000_000.5, 92, 148, allowed),
         other: PeerState(None, None, 0, 0, frozenset()),
