@@ -28,6 +28,7 @@ from appliance.kubernetes.looking import Sight, Viewer
 from appliance.kubernetes.part import Kind, Part, part_of, view_of
 from appliance.kubernetes.places import API_PORT, Places
 from appliance.kubernetes.pods import CniHost
+from appliance.kubernetes.report import State
 from appliance.kubernetes.sealing import Sealer
 from appliance.kubernetes.serving import KubeFacts, KubeSide, server_url
 from appliance.overlay.addresses import ula_prefix
@@ -37,6 +38,8 @@ from provisioning import codec
 log = logging.getLogger(__name__)
 
 TURN_SECONDS = 2.0
+# Where all is as it should be, a look costs more than it finds.
+CALM_SECONDS = 5.0
 # After a turn that said something: what it said is the reason for the next one.
 SOON_SECONDS = 0.2
 KUBE_SECONDS = 5.0
@@ -115,8 +118,10 @@ class Agent:
             last.wanted = self._want(last.sight, last.part)
         kept = await self._engine.keep(last.wanted)
         await self._cni.use(last.pods)
-        self._tell(kept, (*problems, *kept.problems))
-        return SOON_SECONDS if self._spoke else TURN_SECONDS
+        calm = self._tell(kept, (*problems, *kept.problems)) in {State.READY, State.OFF}
+        if self._spoke:
+            return SOON_SECONDS
+        return CALM_SECONDS if calm else TURN_SECONDS
 
     async def ask_kubernetes(self) -> float:
         """Do the Kubernetes API's part, as slow as that is; return when it is due again."""
@@ -234,17 +239,16 @@ class Agent:
 
     # Telling
 
-    def _tell(self, kept: Kept, problems: tuple[Problem, ...]) -> None:
+    def _tell(self, kept: Kept, problems: tuple[Problem, ...]) -> State:
         last, facts = self._last, self._kube.facts
         part = last.part
         running = kept.running(part.kind)
         ready = facts.node is not None and facts.node.ready
         unit = UNITS.get(part.kind, "")
         state = "" if not unit else kept.machine.unit(unit).state.value
+        now = report.state_of(role=part.kind.value, running=running, ready=ready, problems=problems)
         made = report.Report(
-            report.state_of(
-                role=part.kind.value, running=running, ready=ready, problems=problems
-            ).value,
+            now.value,
             part.kind.value,
             self._why(part, ready=ready),
             report.EngineReport(unit, state, self._engine.attempts),
@@ -256,13 +260,14 @@ class Agent:
         )
         text = report.text(made)
         if text == self._told:
-            return
+            return now
         try:
             files.write(self._places.status, text.encode(), mode=0o644, folder_mode=0o755)
         except KubernetesError as error:
             log.warning("%s", error)
         else:
             self._told = text
+        return now
 
     def _why(self, part: Part, *, ready: bool) -> str:
         last = self._last
