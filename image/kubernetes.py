@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from image import workloads
+from image import engine, workloads
 from image.artifacts import REPOSITORY, cache_directory
 from image.board import Architecture
 from image.errors import BuildError
@@ -21,7 +21,6 @@ from image.golang import Program, build
 
 # Laid over rootfs_overlay/: units, containerd's configuration, add-ons.
 OVERLAY = REPOSITORY / "rootfs_kubernetes"
-ENGINE = Program("engine", "./cmd/skerry-engine", "skerry-engine")
 _PLUGINS = "github.com/containernetworking/plugins/plugins"
 CNI = (
     Program("cni", "./cmd/skerry-cni", "skerry-cni"),
@@ -66,7 +65,7 @@ def parts(architecture: Architecture, debian: Path, sources: workloads.Sources) 
     ``debian`` has one folder for each unpacked package. The engine's first build takes minutes.
     """
     files = {path: debian / package / path for package, paths in DEBIAN.items() for path in paths}
-    files[ENGINE_PATH] = build(ENGINE, architecture.value)
+    files[ENGINE_PATH] = engine.ensure(architecture.value)
     files |= {f"{CNI_DIRECTORY}/{item.name}": build(item, architecture.value) for item in CNI}
     files |= {
         f"{IMAGES_DIRECTORY}/{name}.tar": workloads.archive(name, sources)
