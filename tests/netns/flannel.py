@@ -7,11 +7,14 @@ ranges, one of the two that it has.
 from __future__ import annotations
 
 import base64
-import http.client
+import ipaddress
 import json
 import subprocess
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 
 from image.flannel_programs import ETCD, FLANNELD, TOOLS
@@ -33,6 +36,7 @@ class Flannel:
         self.nodes = nodes
         self.program = build(FLANNELD, "amd64")
         self._etcd = f"http://{nodes[0].overlay_addresses()[0]}:2379"
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._start_etcd()
         settings = {"Network": RANGE, "SubnetLen": 24, "EnableNFTables": True}
         self._put(json.dumps(settings | {"Backend": {"Type": "vxlan"}}))
@@ -47,15 +51,31 @@ class Flannel:
         words += [f"--etcd-endpoints={self._etcd}", f"--iface={node.interface}"]
         words += ["--ip-masq=false", "--iptables-forward-rules=false"]
         words += [f"--subnet-file={self._file(node)}"]
-        _spawn(node, "flannel", "env", *words)
+        self._daemons[node.name] = node.lab.program(node, "flannel", "env", *words)
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL the daemon on a node."""
+        daemon = self._daemons.pop(node.name)
+        daemon.kill()
+        daemon.wait(10)
+
+    def said(self, node: Node) -> str:
+        """Return what the daemon on a node logged."""
+        return (node.folder / "flannel.log").read_text()
 
     def bridge(self, node: Node) -> Bridge:
         """Make the bridge of Flannel's pods, as its environment file wants it."""
-        lines = self._file(node).read_text().split()
-        said = dict(line.split("=", 1) for line in lines)
-        address = said["FLANNEL_SUBNET"]
-        network = f"{address.rsplit('.', 1)[0]}.0/{address.rsplit('/', 1)[1]}"
-        return Bridge(node, BRIDGE, network, int(said["FLANNEL_MTU"]))
+        return Bridge(
+            node, BRIDGE, self.bridge_range(node), int(self._variables(node)["FLANNEL_MTU"])
+        )
+
+    def bridge_range(self, node: Node) -> str:
+        """Return the range of a node's pods."""
+        gateway = ipaddress.ip_interface(self._variables(node)["FLANNEL_SUBNET"])
+        return str(gateway.network)
+
+    def _variables(self, node: Node) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in self._file(node).read_text().split())
 
     @staticmethod
     def _file(node: Node) -> Path:
@@ -66,7 +86,7 @@ class Flannel:
         words = ["--data-dir", str(first.folder / "etcd"), "--unsafe-no-fsync"]
         words += ["--listen-client-urls", self._etcd, "--advertise-client-urls", self._etcd]
         words += ["--listen-peer-urls", "http://127.0.0.1:2380"]
-        _spawn(first, "etcd", str(build(ETCD, "amd64")), *words)
+        first.lab.program(first, "etcd", str(build(ETCD, "amd64")), *words)
 
     def _put(self, value: str) -> None:
         coded = {"key": base64.b64encode(KEY.encode()), "value": base64.b64encode(value.encode())}
@@ -74,10 +94,12 @@ class Flannel:
 
         def answered() -> bool:
             try:
-                with inside(self.nodes[0].namespace):
-                    there = http.client.HTTPConnection(self._etcd.removeprefix("http://"))
+                with (
+                    inside(self.nodes[0].namespace),
+                    closing(HTTPConnection(self._etcd.removeprefix("http://"))) as there,
+                ):
                     there.request("POST", "/v3/kv/put", body)
-                return there.getresponse().status == http.HTTPStatus.OK
+                    return there.getresponse().status == HTTPStatus.OK
             except OSError:
                 return False
 
@@ -101,15 +123,3 @@ def check_mtu(node: Node) -> None:
     overlay, device = link_mtu(node, node.interface), link_mtu(node, DEVICE)
     if device != overlay - 50:
         raise LabError(f"{DEVICE} has MTU {device} on an overlay of {overlay}")
-
-
-def _spawn(node: Node, name: str, *words: str) -> None:
-    """Start a program in a node's namespace; it ends with the lab."""
-    with (node.folder / f"{name}.log").open("ab") as log:
-        subprocess.Popen(
-            node.command(*words),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )

@@ -337,6 +337,7 @@ class Lab:
         self.home = Lan("lan", "192.168.77")
         self._routers: list[str] = []
         self._others: list[str] = []
+        self._programs: list[subprocess.Popen[bytes]] = []
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
@@ -381,6 +382,15 @@ class Lab:
         """Add a namespace, for a pod say, that goes when the lab goes."""
         run("ip", "netns", "add", name)
         self._others.append(name)
+
+    def program(self, node: Node, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start a program on a node, with a log of its name; it ends with the lab."""
+        with (node.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                node.command(*words), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._programs.append(process)
+        return process
 
     def crowd(self, count: int) -> list[Node]:
         """Add many nodes to the LAN."""
@@ -462,9 +472,9 @@ class Lab:
             for pid in run("ip", "netns", "pids", namespace, check=False).split():
                 with suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
-        for node in self.nodes:
-            if node.process is not None:
-                node.process.wait(10)
+        for process in (*self._programs, *(node.process for node in self.nodes)):
+            if process is not None:
+                process.wait(10)
         for namespace in namespaces:
             run("ip", "netns", "del", namespace, check=False)
         for leftover in SOCKETS.glob(f"{self.tag}*.sock"):
