@@ -56,11 +56,12 @@ def read(path: Path) -> Archive:
             raise ArchiveError(f"{path} is no regular file", hint=_HINT)
         with path.open("rb") as file:
             content = _list(file, path)
+        found = names(content)
     except OSError as error:
         raise ArchiveError(f"{path} can't be read: {error.strerror or error}") from error
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{path} is no archive of images: {error}", hint=_HINT) from error
-    return Archive(path, hashlib.sha256(content).hexdigest(), names(content))
+    return Archive(path, hashlib.sha256(content).hexdigest(), found)
 
 
 def _list(file: IO[bytes], path: Path) -> bytes:
@@ -84,11 +85,8 @@ def _list(file: IO[bytes], path: Path) -> bytes:
 
 
 def names(content: bytes) -> tuple[str, ...]:
-    """Return the names in a list; a list of no known form gives none. Raises ArchiveError."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"the list in the archive is no JSON: {error}", hint=_HINT) from error
+    """Return the names in a list; a list of no known form gives none. Raises ValueError."""
+    document = json.loads(content)
     given: list[object] = []
     if isinstance(document, dict):
         entries = document.get("manifests")

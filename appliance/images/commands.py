@@ -39,7 +39,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
     def tell(outcome: importing.Outcome) -> None:
         if outcome.error is not None:
-            console.note(f"{outcome.path}: {outcome.error}")
+            console.note(f"{outcome.error}")
             if outcome.error.hint:
                 console.note(f"  {outcome.error.hint}")
         elif not outcome.skipped:

@@ -107,7 +107,10 @@ def _same(held: Mapping[str, Held], name: str, digest: str) -> bool:
 
 
 def _take(runtime: Runtime, archive: Archive) -> tuple[str, ...]:
-    came = tuple(runtime.load(archive.path)) or archive.names
+    try:
+        came = tuple(runtime.load(archive.path)) or archive.names
+    except RuntimeTroubleError as error:
+        raise RuntimeTroubleError(f"{archive.path}: {error}", hint=error.hint) from error
     if not came:
         raise archives.ArchiveError(
             f"{archive.path}: no image in it has a name",

@@ -1,140 +1,190 @@
-"""The service manager over a real private bus, with something that answers as systemd does."""
+"""The units of images with Kubernetes; systemd judges them in tests/contract/test_containerd.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
-from dbus_fast import Message, MessageType, Variant
-from dbus_fast.aio import MessageBus
 
-from appliance.kubernetes.errors import UnitError
-from appliance.kubernetes.keeper import Unit, UnitFacts
-from appliance.kubernetes.places import PODS_SLICE, SERVER_UNIT
-from appliance.kubernetes.units import SERVICE, Systemd
-from tests.fakes.rauc import private_bus
+from appliance.cni.service import RUN_DIR
+from appliance.images.commands import OPERATORS, RECORD, SHIPPED
+from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT, Places
+from image.kubernetes import CNI_DIRECTORY, ENGINE_PATH, IMAGES_DIRECTORY
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+ROOT = Path(__file__).resolve().parents[2]
+OVERLAY = ROOT / "rootfs_kubernetes"
+UNITS = OVERLAY / "usr/lib/systemd/system"
+PLACES = Places()
 
 
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with private_bus(Path(tmp_path_factory.mktemp("bus"))) as address:
-        yield address
+def settings(unit: str) -> dict[str, dict[str, list[str]]]:
+    """Return a unit's settings by section and key, each with all its values."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    section: dict[str, list[str]] = {}
+    for line in (UNITS / unit).read_text().splitlines():
+        if line.startswith("["):
+            section = sections.setdefault(line.strip("[]"), {})
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            section.setdefault(key, []).append(value)
+    return sections
 
 
-@dataclass
-class FakeSystemd:
-    """One unit's properties, and a log of calls."""
+def started_at_boot() -> dict[str, set[str]]:
+    links = [path for path in UNITS.glob("*.wants/*") if path.is_symlink()]
+    assert all(path.resolve().is_file() for path in links)
+    found: dict[str, set[str]] = {}
+    for path in links:
+        found.setdefault(path.parent.name, set()).add(path.name)
+    return found
 
-    active: str = "active"
-    sub: str = "running"
-    load: str = "loaded"
-    calls: list[tuple[str, list[str]]] = field(default_factory=list)
-    bus: MessageBus | None = None
-    refuse: str = ""
 
-    async def start(self, address: str) -> None:
-        self.bus = await MessageBus(bus_address=address).connect()
-        self.bus.add_message_handler(self._answer)
-        await self.bus.request_name(SERVICE)
-
-    def stop(self) -> None:
-        assert self.bus is not None
-        self.bus.disconnect()
-
-    def _answer(self, message: Message) -> Message | None:
-        if message.message_type is not MessageType.METHOD_CALL or message.destination != SERVICE:
-            return None
-        member = str(message.member)
-        self.calls.append((member, [str(one) for one in message.body]))
-        if member == self.refuse:
-            return Message.new_error(message, f"{SERVICE}.Refused", "no such luck")
-        if member == "GetAll":
-            unit = {
-                "LoadState": Variant("s", self.load),
-                "ActiveState": Variant("s", self.active),
-                "SubState": Variant("s", self.sub),
-            }
-            service = {"Result": Variant("s", "exit-code"), "NRestarts": Variant("u", 3)}
-            found = service if message.body[0].endswith(".Service") else unit
-            return Message.new_method_return(message, "a{sv}", [found])
-        if member == "ResetFailedUnit":
-            return Message.new_method_return(message)
-        return Message.new_method_return(message, "o", ["/org/freedesktop/systemd1/unit/x"])
+def test_a_boot_starts_the_cluster_agent_alone_and_only_with_an_identity() -> None:
+    assert started_at_boot() == {
+        "multi-user.target.wants": {"skerry-cluster.service"},
+        "paths.target.wants": {"skerry-cluster.path"},
+    }
+    for unit in UNITS.glob("*.service"):
+        # The preset enables skerry*.service: without this section there is nothing to enable.
+        assert "Install" not in settings(unit.name), unit.name
+    identity = "/data/skerry/identity/identity.bin"
+    assert settings("skerry-cluster.service")["Unit"]["ConditionPathExists"] == [identity]
+    path = settings("skerry-cluster.path")["Path"]
+    assert path == {"PathChanged": [identity], "Unit": ["skerry-cluster.service"]}
 
 
 @pytest.mark.parametrize(
-    ("active", "sub", "state"),
-    [
-        ("active", "running", Unit.ACTIVE),
-        ("reloading", "reload", Unit.ACTIVE),
-        ("activating", "start", Unit.ACTIVATING),
-        ("activating", "auto-restart", Unit.RETRYING),
-        ("activating", "auto-restart-queued", Unit.RETRYING),
-        ("deactivating", "stop-sigterm", Unit.DEACTIVATING),
-        ("failed", "failed", Unit.FAILED),
-        ("inactive", "dead", Unit.INACTIVE),
-        ("maintenance", "new", Unit.INACTIVE),
-    ],
+    ("unit", "role", "other"),
+    [(SERVER_UNIT, "server", AGENT_UNIT), (AGENT_UNIT, "agent", SERVER_UNIT)],
 )
-async def test_states(bus: str, active: str, sub: str, state: Unit) -> None:
-    fake, systemd = FakeSystemd(active, sub), Systemd(bus)
-    await fake.start(bus)
-    try:
-        assert await systemd.facts(SERVER_UNIT) == UnitFacts(state, "exit-code", 3)
-        # A slice has nothing of a service.
-        assert await systemd.facts(PODS_SLICE) == UnitFacts(state)
-    finally:
-        await systemd.close()
-        fake.stop()
+def test_the_engines_units(unit: str, role: str, other: str) -> None:
+    sections = settings(unit)
+    service = sections["Service"]
+    assert service["ExecStart"] == [f"/{ENGINE_PATH} {role} --config {PLACES.config}"]
+    assert service["Type"] == ["notify"]
+    # A restart ends no pod.
+    assert service["KillMode"] == ["process"]
+    assert service["Delegate"] == ["yes"]
+    assert service["Restart"] == ["always"]
+    assert int(service["OOMScoreAdjust"][0]) < 0
+    assert int(service["LimitNOFILE"][0]) >= 1 << 20
+    assert service["LimitCORE"] == ["0"]
+    head = sections["Unit"]
+    assert head["Conflicts"] == [other]
+    assert head["StartLimitIntervalSec"] == ["0"]
+    assert head["ConditionPathExists"] == [str(PLACES.config)]
+    before = {"containerd.service", "skerry-images.service"}
+    assert before <= set(head["After"][0].split())
+    # Wanted, not required: an import that failed, a containerd that comes again stop no engine.
+    assert set(head["Wants"][0].split()) == before
+    assert "Requires" not in head
 
 
-async def test_what_is_asked_for(bus: str) -> None:
-    fake, systemd = FakeSystemd(), Systemd(bus)
-    await fake.start(bus)
-    try:
-        await systemd.start(SERVER_UNIT)
-        await systemd.restart(SERVER_UNIT)
-        await systemd.stop(SERVER_UNIT)
-        fake.load = "not-found"
-        assert await systemd.facts(SERVER_UNIT) == UnitFacts(Unit.MISSING)
-        fake.refuse = "ResetFailedUnit"  # systemd does so for a unit that is not loaded
-        await systemd.start(SERVER_UNIT)
-        fake.refuse = "StartUnit"
-        with pytest.raises(UnitError, match="no such luck"):
-            await systemd.start(SERVER_UNIT)
-    finally:
-        await systemd.close()
-        fake.stop()
-    assert fake.calls[:4] == [
-        ("ResetFailedUnit", [SERVER_UNIT]),
-        ("StartUnit", [SERVER_UNIT, "replace"]),
-        ("RestartUnit", [SERVER_UNIT, "replace"]),
-        ("StopUnit", [SERVER_UNIT, "replace"]),
+def test_containerds_restart_ends_no_pod() -> None:
+    service = settings("containerd.service")["Service"]
+    assert (service["KillMode"], service["Delegate"]) == (["process"], ["yes"])
+    # Its mounts (pods' namespaces in /run/netns) are to be seen by others.
+    private = ("PrivateMounts", "PrivateTmp", "ProtectSystem", "MountFlags", "ReadWritePaths")
+    assert not set(private) & service.keys()
+
+
+def test_the_cluster_agent_may_do_its_work_and_little_else() -> None:
+    service = settings("skerry-cluster.service")["Service"]
+    assert set(service["CapabilityBoundingSet"][0].split()) == {
+        "CAP_SYS_ADMIN",
+        "CAP_NET_ADMIN",
+        "CAP_NET_RAW",
+        "CAP_DAC_OVERRIDE",
+    }
+    assert service["AmbientCapabilities"] == [""]
+    assert service["NoNewPrivileges"] == ["yes"]
+    assert service["RestrictNamespaces"] == ["net"]
+    assert service["ProtectSystem"] == ["strict"]
+    writable = set(" ".join(service["ReadWritePaths"]).split())
+    assert {str(PLACES.run_dir), str(RUN_DIR), str(PLACES.data_dir)} <= writable
+    assert any(str(PLACES.conflist).startswith(f"{path}/") for path in writable)
+    # It writes /proc/sys/net; systemd takes this folder of /run away with the unit.
+    assert not {"ProtectKernelTunables", "RuntimeDirectory", "PrivateNetwork"} & service.keys()
+    assert service["Type"] == ["notify"]
+    assert "WatchdogSec" in service
+
+
+def test_the_importer_has_no_network_and_few_files() -> None:
+    sections = settings("skerry-images.service")
+    service = sections["Service"]
+    assert service["ExecStart"] == ["/usr/bin/skerry images import"]
+    assert service["PrivateNetwork"] == ["yes"]
+    assert service["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
+    writable = [Path(one.lstrip("-")) for one in service["ReadWritePaths"]]
+    assert any(RECORD.is_relative_to(path) for path in writable)
+    assert Path("/") / IMAGES_DIRECTORY == SHIPPED
+    assert OPERATORS.is_relative_to(PLACES.data_dir)
+
+
+def test_containerds_configuration() -> None:
+    found = tomllib.loads((OVERLAY / "etc/containerd/config.toml").read_text())
+    assert found["version"] == 2
+    # On the data partition: /var is its folder.
+    assert found["root"].startswith("/var/")
+    assert f"unix://{found['grpc']['address']}" == PLACES.containerd
+    cri = found["plugins"]["io.containerd.grpc.v1.cri"]
+    assert cri["cni"]["bin_dir"] == f"/{CNI_DIRECTORY}"
+    assert cri["cni"]["conf_dir"] == str(PLACES.conflist.parent)
+    assert cri["stream_server_address"] == "127.0.0.1"
+    assert cri["containerd"]["snapshotter"] == "overlayfs"
+    runc = cri["containerd"]["runtimes"]["runc"]
+    assert runc["runtime_type"] == "io.containerd.runc.v2"
+    assert runc["options"] == {"SystemdCgroup": True}
+    assert "io.containerd.snapshotter.v1.overlayfs" not in found["disabled_plugins"]
+
+
+def test_folders_are_made_with_their_modes() -> None:
+    text = (OVERLAY / "usr/lib/tmpfiles.d/skerry-kubernetes.conf").read_text()
+    modes = {
+        words[1]: words[2] for line in text.splitlines() if (words := line.split())[:1] == ["d"]
+    }
+    assert modes[str(RUN_DIR)] == "0700"
+    assert modes[str(PLACES.data_dir)] == "0700"
+    assert modes[str(PLACES.run_dir)] == "0755"
+    assert modes[str(PLACES.conflist.parent)] == "0755"
+    assert str(OPERATORS) in modes
+
+
+def firewall(chain: str) -> list[str]:
+    text = (ROOT / "rootfs_overlay/usr/share/skerry/firewall.nft").read_text()
+    found = re.search(rf"chain {chain} \{{\n(.*?)\n    \}}", text, re.DOTALL)
+    assert found, chain
+    return [line.strip() for line in found[1].splitlines()]
+
+
+def test_pods_reach_the_api_the_kubelet_and_the_resolver_of_their_node() -> None:
+    lines = firewall("input")
+    jump = lines.index('iifname "skerry-pods" jump from_pods')
+    # Before it nothing is open that a pod is not to have.
+    assert not any("dport" in line for line in lines[:jump])
+    *accepted, last = firewall("from_pods")
+    resolver = "169.254.20.53"
+    assert len(accepted) == 3
+    assert last == "meta l4proto { tcp, udp } drop"
+    assert [re.findall(r"dport (\d+)", line)[0] for line in accepted] == ["6443", "10250", "53"]
+    assert f"ip daddr {resolver}" in accepted[2]
+    listener = (OVERLAY / "usr/lib/systemd/resolved.conf.d/20-skerry-pods.conf").read_text()
+    assert f"DNSStubListenerExtra={resolver}\n" in listener
+    link = (OVERLAY / "usr/lib/systemd/network/05-loopback.network").read_text()
+    assert f"Address={resolver}/32\n" in link
+    corefile = (OVERLAY / "usr/share/skerry/manifests/coredns.yaml").read_text()
+    assert f"forward . {resolver} {{" in corefile
+
+
+def test_nobody_on_an_uplink_sends_to_pods_unasked() -> None:
+    assert firewall("to_pods") == [
+        "ct state established,related accept",
+        'iifname { "skerry-pods", "skerry0", "flannel.1" } accept',
+        "ct status dnat accept",
+        "drop",
     ]
-
-
-async def test_a_systemd_or_a_bus_that_is_away_is_an_error_and_passes(
-    bus: str, tmp_path: Path
-) -> None:
-    systemd = Systemd(bus)
-    with pytest.raises(UnitError):
-        await systemd.facts(SERVER_UNIT)
-    fake = FakeSystemd()
-    await fake.start(bus)
-    try:
-        assert (await systemd.facts(SERVER_UNIT)).state is Unit.ACTIVE
-    finally:
-        await systemd.close()
-        fake.stop()
-    nowhere = Systemd(f"unix:path={tmp_path}/none")
-    with pytest.raises(UnitError, match="can't be asked"):
-        await nowhere.facts(SERVER_UNIT)
+    policy, *rules = firewall("forward")
+    assert "policy accept" in policy
+    assert rules == ['oifname "skerry-pods" jump to_pods']

@@ -1,5 +1,5 @@
-// Command coredns is CoreDNS with the plugins that a cluster's DNS needs, and no others: a third of
-// the usual program's size, and no code that talks to clouds.
+// Command coredns is CoreDNS with the plugins that a cluster's DNS needs, and no others: none that
+// talks to a cloud, keeps zones, or writes.
 package main
 
 import (
