@@ -183,6 +183,8 @@ def _bridge(netlink: Netlink, step: of.Bridge) -> None:
             hint=f"remove it: `ip link del {step.name}`",
         )
     _write_settings(_OF_THE_BRIDGE, step.name)
+    if any(":" in one for one in step.gateways):
+        _write(_SETTINGS / "ipv6/conf" / step.name / "disable_ipv6", "0")
     wanted = []
     if not link.up or link.mac != step.mac or link.mtu != step.mtu:
         what = f"setting the bridge {step.name} up"

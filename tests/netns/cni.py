@@ -74,9 +74,10 @@ def mirror(prefix: Sequence[str], port: int) -> Iterator[None]:
         process.communicate()
 
 
-def ask(prefix: Sequence[str], address: str, port: int) -> str:
+def ask(prefix: Sequence[str], address: str, port: int, *, seconds: float = 3) -> str:
     """Return what a mirror says; empty if none answers."""
-    return run(*prefix, sys.executable, str(MIRROR), str(port), address, check=False).strip()
+    words = (sys.executable, str(MIRROR), str(port), address, str(seconds))
+    return run(*prefix, *words, check=False).strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,10 @@ class Pod:
         """Say whether a ping came back."""
         return " 0% packet loss" in self.ping(address)
 
+    def is_cut_off(self, address: str) -> bool:
+        """Say whether a ping is not answered soon."""
+        return " 0% packet loss" not in self.ping(address, "-W", "0.4")
+
     @contextmanager
     def mirror(self, port: int) -> Iterator[None]:
         """Listen in the container, and tell who asks where it comes from."""
@@ -129,6 +134,10 @@ class Pod:
     def ask(self, address: str, port: int) -> str:
         """Return what a mirror says; empty if none answers."""
         return ask(self.command(), address, port)
+
+    def is_refused(self, address: str, port: int) -> bool:
+        """Say whether no mirror answers soon."""
+        return not ask(self.command(), address, port, seconds=0.5)
 
     def remove(self) -> None:
         """End the namespace, as a runtime does when the container is gone."""

@@ -1,15 +1,13 @@
 """Tells every TCP caller which address it came from.
 
-``python -m tests.netns.cni_mirror PORT`` listens; with an ADDRESS it asks there and prints the
-answer.
+``python -m tests.netns.cni_mirror PORT`` listens; with ADDRESS and SECONDS it asks there, for so
+long, and prints the answer.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
-
-SECONDS = 3.0
 
 
 def listen(port: int) -> None:
@@ -21,8 +19,8 @@ def listen(port: int) -> None:
                 connection.sendall(caller[0].removeprefix("::ffff:").encode())
 
 
-def ask(port: int, address: str) -> str:
-    with socket.create_connection((address, port), SECONDS) as connection:
+def ask(port: int, address: str, seconds: float) -> str:
+    with socket.create_connection((address, port), seconds) as connection:
         return connection.makefile().read()
 
 
@@ -31,6 +29,6 @@ if __name__ == "__main__":
         listen(int(sys.argv[1]))
     else:
         try:
-            print(ask(int(sys.argv[1]), sys.argv[2]))
+            print(ask(int(sys.argv[1]), sys.argv[2], float(sys.argv[3])))
         except OSError as error:
             sys.exit(f"no answer: {error}")
