@@ -339,10 +339,10 @@ class Overlay:
                 own = (ipv6,) if ipv4 is None else (ipv4, ipv6)
                 ranges = (self._host_range, self._ula, *self._pod_ranges)
                 here = tuple(ipaddress.ip_network(one) for one in networks)
-                await self._blocking(partial(links.refuse_locally, here))
                 await self._blocking(
                     partial(links.set_addresses, self._config.interface, own, ranges)
                 )
+                await self._blocking(partial(links.refuse_locally, here))
 
     async def _blocking(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, call)
