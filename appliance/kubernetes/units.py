@@ -56,6 +56,9 @@ class Systemd:
         if unit_facts.get("LoadState") != "loaded":
             return UnitFacts(Unit.MISSING)
         state = _state(unit_facts.get("ActiveState"), unit_facts.get("SubState"))
+        if state in {Unit.INACTIVE, Unit.FAILED} and _has_job(unit_facts.get("Job")):
+            # Its start waits for that of another, of the container images say.
+            state = Unit.ACTIVATING
         if not unit.endswith(".service"):
             return UnitFacts(state)
         service = await self._properties(path, f"{SERVICE}.Service")
@@ -137,6 +140,11 @@ class Systemd:
                 bus_address=self._address, bus_type=BusType.SYSTEM, auth_timeout=CALL_SECONDS
             ).connect()
         return self._bus
+
+
+def _has_job(job: object) -> bool:
+    """Say whether a unit's property ``Job`` (number and path) names one; 0 is none."""
+    return isinstance(job, list | tuple) and bool(job) and job[0] != 0
 
 
 def _state(active: object, sub: object) -> Unit:

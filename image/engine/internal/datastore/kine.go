@@ -16,6 +16,7 @@ import (
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/server"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 	"k8s.io/klog/v2"
 )
 
@@ -79,7 +80,13 @@ func StartKine(folder string) (*Running, error) {
 		cancel()
 		return nil, fmt.Errorf("listening on %s: %w", socket, err)
 	}
-	serving := grpc.NewServer(grpc.MaxRecvMsgSize(8<<20), grpc.MaxSendMsgSize(1<<31-1))
+	serving := grpc.NewServer(
+		grpc.MaxRecvMsgSize(8<<20),
+		grpc.MaxSendMsgSize(1<<31-1),
+		// The API server's client asks every 30 s whether we live; gRPC takes more than one in
+		// 5 minutes for an attack and hangs up.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
 	server.New(backend, "unix", 5*time.Second, "3.6.8").Register(serving)
 	go func() {
 		if err := serving.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
