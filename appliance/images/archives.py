@@ -17,7 +17,9 @@ from typing import IO
 from skerry.errors import SkerryError
 
 LIST_MAX = 1024 * 1024
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
+# The packed ones are refused, not passed over: somebody put them there to be taken in.
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2")
+_PACKED = (b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh")
 _LISTS = ("index.json", "manifest.json")
 _FULL_NAME = "io.containerd.image.name"
 _HINT = "make it with `skopeo copy ... oci-archive:FILE.tar`, `docker save` or `ctr images export`"
@@ -55,6 +57,12 @@ def read(path: Path) -> Archive:
         if not path.is_file():
             raise ArchiveError(f"{path} is no regular file", hint=_HINT)
         with path.open("rb") as file:
+            if file.read(8).startswith(_PACKED):
+                raise ArchiveError(
+                    f"{path} is packed, which containerd does not take",
+                    hint="unpack it to a .tar (gunzip, unxz, unzstd) and put that here",
+                )
+            file.seek(0)
             content = _list(file, path)
         found = names(content)
     except OSError as error:
@@ -67,7 +75,7 @@ def read(path: Path) -> Archive:
 def _list(file: IO[bytes], path: Path) -> bytes:
     # An OCI archive may have both lists; its own comes first and counts.
     found: dict[str, bytes] = {}
-    with tarfile.open(fileobj=file, mode="r:*") as archive:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             name = member.name.removeprefix("./")
             if name not in _LISTS or not member.isreg():

@@ -15,6 +15,7 @@ ADDRESS = Path("/run/containerd/containerd.sock")
 CALL_SECONDS = 60.0
 IMPORT_SECONDS = 600.0
 WAIT_SECONDS = 120.0
+_CONNECT = "5s"
 _DIGEST = r"sha256:[0-9a-f]{64}"
 _UNPACKED = re.compile(rf"^unpacking (\S+) \({_DIGEST}\)", re.MULTILINE)
 _ROW = re.compile(rf"^(\S+)\s+\S+\s+({_DIGEST})\s+(.*)$")
@@ -24,7 +25,10 @@ class Ctr:
     """The runtime behind a socket."""
 
     def __init__(self, program: str = "ctr", address: Path = ADDRESS) -> None:
-        self._command = (program, "--address", str(address), "--namespace", NAMESPACE)
+        self._command = (
+            *(program, "--address", str(address), "--namespace", NAMESPACE),
+            *("--connect-timeout", _CONNECT),
+        )
 
     def wait(self, seconds: float = WAIT_SECONDS) -> None:
         """Wait until containerd answers. Raises RuntimeTroubleError."""
@@ -49,6 +53,10 @@ class Ctr:
             "images", "import", "--discard-unpacked-layers", str(path), seconds=IMPORT_SECONDS
         )
         return _UNPACKED.findall(said)
+
+    def remove(self, name: str) -> None:
+        """Forget an image; what nothing else holds is collected."""
+        self._run("images", "remove", name)
 
     def label(self, name: str, labels: Mapping[str, str]) -> None:
         """Set labels; an empty value takes a label away."""

@@ -36,6 +36,9 @@ class Runtime(Protocol):
     def load(self, path: Path) -> Sequence[str]:
         """Take in an archive, unpacked; return the names of what came out."""
 
+    def remove(self, name: str) -> None:
+        """Forget an image."""
+
     def label(self, name: str, labels: Mapping[str, str]) -> None:
         """Set labels of an image; an empty value takes a label away."""
 
@@ -85,7 +88,7 @@ def bring(
             if known and all(_same(held, name, digest) for name, digest in known.items()):
                 outcome = Outcome(path, tuple(known), skipped=True)
             else:
-                outcome = Outcome(path, _take(runtime, archive))
+                outcome = Outcome(path, _take(runtime, archive, held))
                 held = dict(runtime.images())
                 record[archive.identity] = {
                     name: held[name].digest for name in outcome.names if name in held
@@ -106,10 +109,14 @@ def _same(held: Mapping[str, Held], name: str, digest: str) -> bool:
     return name in held and held[name].digest == digest and PINNED in held[name].labels
 
 
-def _take(runtime: Runtime, archive: Archive) -> tuple[str, ...]:
+def _take(runtime: Runtime, archive: Archive, before: Mapping[str, Held]) -> tuple[str, ...]:
     try:
         came = tuple(runtime.load(archive.path)) or archive.names
     except RuntimeTroubleError as error:
+        # A name that leads to half of an image is worse than none: a pod would never start.
+        for name, image in runtime.images().items():
+            if name in archive.names and image.digest != getattr(before.get(name), "digest", None):
+                runtime.remove(name)
         raise RuntimeTroubleError(f"{archive.path}: {error}", hint=error.hint) from error
     if not came:
         raise archives.ArchiveError(

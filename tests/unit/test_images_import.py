@@ -47,12 +47,10 @@ class FakeRuntime:
         self.refuse: set[str] = set()
 
     def images(self) -> Mapping[str, Held]:
-        return self.held
+        return dict(self.held)
 
     def load(self, path: Path) -> Sequence[str]:
         self.log.append(f"load {path.name}")
-        if path.name in self.refuse:
-            raise RuntimeTroubleError(f"no room for {path.name}")
         with tarfile.open(path) as archive:
             opened = archive.extractfile("index.json")
             assert opened is not None
@@ -60,7 +58,14 @@ class FakeRuntime:
         for entry in index["manifests"]:
             name = entry["annotations"]["io.containerd.image.name"]
             self.held[name] = Held(entry["digest"])
+        if path.name in self.refuse:
+            # As containerd does: the name is there before the content is seen to be bad.
+            raise RuntimeTroubleError(f"no room for {path.name}")
         return [entry["annotations"]["io.containerd.image.name"] for entry in index["manifests"]]
+
+    def remove(self, name: str) -> None:
+        del self.held[name]
+        self.log.append(f"remove {name}")
 
     def label(self, name: str, labels: Mapping[str, str]) -> None:
         kept = set(self.held[name].labels)
@@ -174,6 +179,7 @@ def test_a_bad_archive_is_told_by_name_and_holds_up_no_other(node: Node) -> None
     tar(node.folder / "h-nameless.tar", {"index.json": b'{"manifests": []}'})
     an_archive(node.folder, "i-refused.tar", D2, "x/i:1")
     node.runtime.refuse.add("i-refused.tar")
+    tar(node.folder / "j-packed.tar.gz", {"index.json": an_index(D1, "x/j:1")}, mode="w:gz")
     (node.folder / "j-cut.tar").write_bytes(
         an_archive(node.folder, "k-good.tar", D1, "x/k:1").read_bytes()[:700]
     )
@@ -185,6 +191,15 @@ def test_a_bad_archive_is_told_by_name_and_holds_up_no_other(node: Node) -> None
     assert outcomes["k-good.tar"].names == ("x/k:1",)
     # They are looked at again, since they may have been replaced.
     assert {one.path.name for one in node.bring() if one.error} == set(bad)
+
+
+def test_no_name_leads_to_half_of_an_image(node: Node) -> None:
+    an_archive(node.folder, "a.tar", D1, "x/a:1", "x/a:2")
+    node.runtime.held["x/a:2"] = Held(D1)
+    node.runtime.refuse.add("a.tar")
+    node.bring()
+    # What another had brought, whole, under a name of the archive stays.
+    assert node.runtime.held == {"x/a:2": Held(D1)}
 
 
 def test_a_cut_costs_one_archive(node: Node) -> None:
@@ -209,9 +224,9 @@ def test_what_was_written_down_may_be_garbage(node: Node) -> None:
 def test_a_docker_archive_is_known_by_its_list(tmp_path: Path) -> None:
     words = json.dumps([{"Config": "x.json", "RepoTags": ["a:1", "b:2"], "Layers": []}]).encode()
     plain = tar(tmp_path / "plain.tar", {"x.json": b"{}", "manifest.json": words})
-    packed = tar(tmp_path / "packed.tar.gz", {"./manifest.json": words}, mode="w:gz")
+    dotted = tar(tmp_path / "dotted.tar", {"./manifest.json": words})
     assert archives.read(plain).names == ("a:1", "b:2")
-    assert archives.read(packed).identity == archives.read(plain).identity
+    assert archives.read(dotted).identity == archives.read(plain).identity
     both = tar(tmp_path / "both.tar", {"manifest.json": words, "index.json": an_index(D1, "c:3")})
     assert archives.read(both).names == ("c:3",)
 
