@@ -13,6 +13,8 @@ from appliance.api.openapi import description
 from appliance.cluster.ranges import NodeRange, RangePlan, pack, plan_for
 from appliance.control.cluster_view import cluster_view
 from appliance.control.holdings import ALONE_SECONDS, HEARD_SECONDS, STANDS_SECONDS
+from appliance.kubernetes import facts
+from appliance.kubernetes.errors import SupervisorError
 from appliance.ledger import assigned
 from appliance.ledger.claims import RANGE_KIND, WITNESSES, Claim, claim_value, said_of
 from appliance.ledger.rules import ASSIGNED, RANGE
@@ -355,6 +357,23 @@ def _fits(value: object, schema: dict[str, object]) -> None:
             _fits(one, schema["items"])  # type: ignore[arg-type]
 
 
+def understood(view: ClusterView) -> facts.Cluster:
+    """Return what the cluster agent makes of it."""
+    return facts.check(facts.read(msgspec.json.encode(view), facts.ClusterFacts, "the cluster"))
+
+
+def test_the_cluster_agent_understands_it() -> None:
+    world = World()
+    nodes = formed(world, 2)
+    world.run(STANDS_SECONDS)
+    found = understood(told(nodes[0], world))
+    assert found.range == nodes[0].range
+    assert found.range_of(nodes[1].identity.id_text) == nodes[1].range
+    assert found.node_addresses == (nodes[0].ipv4, str(nodes[0].plane.ipv6))
+    assert str(found.services) == "10.96.0.0/16"
+    assert found.dns == "10.96.0.10"
+
+
 # Several clusters on one overlay
 
 
@@ -399,6 +418,9 @@ def test_of_two_clusters_with_one_range_of_services_the_first_has_it_for_everybo
     (problem,) = view.problems
     assert problem.code == "cluster-services-taken"
     assert "that of the cluster without a name" in problem.message
+    with pytest.raises(SupervisorError, match="that of the cluster without a name"):
+        understood(view)
+    assert str(understood(told(first[0], world)).services) == "10.96.0.0/16"
 
 
 @pytest.mark.parametrize("network", [NETWORK, SMALL])
