@@ -116,6 +116,8 @@ class Agent:
             problems.append(last.away)
         if last.sight is not None:
             last.wanted = self._want(last.sight, last.part)
+            if last.part.kind is not Kind.NONE and expects_cluster(last.sight):
+                await self._engine.prepare()
         kept = await self._engine.keep(last.wanted)
         await self._cni.use(last.pods)
         calm = self._tell(kept, (*problems, *kept.problems)) in {State.READY, State.OFF}
@@ -286,6 +288,13 @@ class Agent:
         if part.kind is Kind.SERVER and sight is not None and sight.cluster.node_addresses:
             return server_url(sight.cluster.node_addresses[0], API_PORT)
         return ""
+
+
+def expects_cluster(sight: Sight) -> bool:
+    """Say whether there is a cluster, or is going to be one: somebody may found it."""
+    document = sight.cluster.document
+    founder = document.founder or any(one.founder for one in document.members)
+    return bool(sight.said) or founder or document.settings.expected_nodes is not None
 
 
 def joined_in(config: str) -> str | None:

@@ -26,7 +26,7 @@ from appliance.kubernetes.keeper import (
     WriteConflist,
 )
 from appliance.kubernetes.part import Kind
-from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT, Places
+from appliance.kubernetes.places import AGENT_UNIT, IMAGES_UNIT, PODS_SLICE, SERVER_UNIT, Places
 from appliance.kubernetes.units import Units
 from appliance.problem import Problem
 
@@ -58,11 +58,22 @@ class EngineKeeper:
         self._clock = clock
         self._attempts = Attempts()
         self._begun: float | None = None
+        self._prepared = False
 
     @property
     def attempts(self) -> int:
         """How often the engine was started in a row."""
         return self._attempts.count
+
+    async def prepare(self) -> None:
+        """Have the container images brought in before the engine needs them; once."""
+        if self._prepared:
+            return
+        try:
+            await self._units.start(IMAGES_UNIT)
+        except KubernetesError as error:
+            log.warning("the container images are not brought in early: %s", error)
+        self._prepared = True
 
     async def observe(self, wanted: Mapping[str, str] | None = None) -> Machine:
         """Return what there is. Raises UnitError."""

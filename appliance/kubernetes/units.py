@@ -56,6 +56,10 @@ class Systemd:
         if unit_facts.get("LoadState") != "loaded":
             return UnitFacts(Unit.MISSING)
         state = _state(unit_facts.get("ActiveState"), unit_facts.get("SubState"))
+        job = unit_facts.get("Job") or (0, "")
+        if job[0] and state in {Unit.INACTIVE, Unit.FAILED}:
+            # It waits for what comes before it: container images are being imported, say.
+            state = Unit.ACTIVATING
         if state in {Unit.INACTIVE, Unit.FAILED} and _has_job(unit_facts.get("Job")):
             # Its start waits for that of another, of the container images say.
             state = Unit.ACTIVATING

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.launch import run
-from appliance.kubernetes.places import Places
+from appliance.kubernetes.places import IMAGES_UNIT, Places
 
 
 class FileUnits:
@@ -34,6 +34,8 @@ class FileUnits:
         return UnitFacts(Unit(self._load().get(unit, Unit.INACTIVE.value)))
 
     async def start(self, unit: str) -> None:
+        if unit == IMAGES_UNIT:
+            return
         self._set("start", unit, Unit.ACTIVE)
 
     async def restart(self, unit: str) -> None:

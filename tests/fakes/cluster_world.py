@@ -23,7 +23,7 @@ from appliance.kubernetes.errors import KubeApiError, SupervisorError, UnitError
 from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.kubeconfig import Kubeconfig, kubeconfig_text
 from appliance.kubernetes.looking import Viewer
-from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT, Places
+from appliance.kubernetes.places import AGENT_UNIT, IMAGES_UNIT, PODS_SLICE, SERVER_UNIT, Places
 from appliance.kubernetes.records import Lease, NodeObject, Record, Remove, read_node
 from appliance.kubernetes.sealing import Sealer
 from appliance.kubernetes.serving import KubeSide
@@ -178,6 +178,7 @@ class FakeUnits:
             name: UnitFacts(Unit.INACTIVE) for name in (SERVER_UNIT, AGENT_UNIT, PODS_SLICE)
         }
         self.calls: list[tuple[str, str]] = []
+        self.images = 0
         self.failing = False
         self.away = False
 
@@ -187,6 +188,9 @@ class FakeUnits:
         return self.states[unit]
 
     async def start(self, unit: str) -> None:
+        if unit == IMAGES_UNIT:
+            self.images += 1
+            return
         self.calls.append(("start", unit))
         state = Unit.FAILED if self.failing else Unit.ACTIVE
         self.states[unit] = UnitFacts(state, "exit-code" if self.failing else "success")

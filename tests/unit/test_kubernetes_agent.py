@@ -90,6 +90,18 @@ async def test_pods_are_prepared_before_anything_else(tmp_path: Path) -> None:
     await world.turns(1)
     assert world.places.conflist.exists()
     assert world.units.calls == []
+    await world.turns(2)
+    assert world.units.images == 1
+
+
+async def test_where_nobody_founds_a_cluster_nothing_is_started(tmp_path: Path) -> None:
+    world = make_world(tmp_path, own=1)
+    for one in world.supervisor.document["members"]:
+        one["founder"] = False
+    await world.turns(10, 4)
+    assert world.units.calls == []
+    assert world.units.images == 0
+    assert world.status["state"] == "waiting"
 
 
 async def test_a_founder_records_and_seals_once(tmp_path: Path) -> None:
