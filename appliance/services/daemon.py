@@ -1,0 +1,190 @@
+"""``skerry service run``: keeps offers, health and the kernel's rules as they should be.
+
+One turn a second. Killed at any moment it leaves the rules and what flows as they are; its offers
+end with their leases. What cannot be asked now is left as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from appliance.api.client import ApiError, call
+from appliance.problem import Problem
+from appliance.services import kernel, probes, rules, sights, wishes
+from appliance.services.errors import ServiceError
+from appliance.services.offers import BUCKET, LEASE_SECONDS, Offer
+from appliance.services.plan import Kubernetes, Plan, Way, plan, targets_of, wanted
+from appliance.services.probes import Question
+from appliance.services.sights import Sight
+from appliance.services.wishes import FILE_MAX, Exposure, Wishes
+from provisioning.files import FileError, read_small
+from skerry.errors import SkerryError
+
+log = logging.getLogger(__name__)
+
+TURN_SECONDS = 1.0
+# The kernel is told again although nothing changed: somebody may have flushed its rules.
+AGAIN_SECONDS = 60.0
+STATUS = "status.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things are."""
+
+    data_dir: Path = Path("/data/services")
+    run_dir: Path = Path("/run/skerry-services")
+    socket: Path = Path("/run/skerry/api.sock")
+    # What a cluster agent tells of Kubernetes' Services, if there is one.
+    kubernetes: Path = Path("/run/skerry-cluster/services.json")
+
+
+class _KubernetesFile(msgspec.Struct, frozen=True):
+    exposures: tuple[Exposure, ...] = ()
+    pods: dict[str, tuple[tuple[str, int], ...]] = {}
+
+
+@dataclass(slots=True)
+class Daemon:
+    """Its state between turns."""
+
+    places: Places
+    clock: Callable[[], float] = time.monotonic
+    health: probes.Health = field(default_factory=probes.Health)
+    written: dict[str, tuple[bytes, float]] = field(default_factory=dict)
+    ways: tuple[Way, ...] = ()
+    applied: str = ""
+    applied_at: float = float("-inf")
+    wishes: Wishes = field(default_factory=Wishes)
+
+    def turn(self) -> None:
+        """Do what is to be done now; trouble is in the status and in the log."""
+        problems: list[Problem] = []
+        try:
+            self.wishes = wishes.load(self.places.data_dir)
+        except ServiceError as error:
+            problems.append(_problem("services-file", error))
+        try:
+            sight = sights.look(self.places.socket)
+            problems += self._work(sight)
+        except SkerryError as error:
+            problems.append(_problem("services", error))
+        self._say(problems)
+
+    def _work(self, sight: Sight) -> Iterable[Problem]:
+        own = sight.network.members.get(sight.network.own)
+        if own is None or own.ipv4 is None or not sight.vpn:
+            words = (
+                "services need the encrypted overlay: this network's nodes only coordinate"
+                if not sight.vpn
+                else "this node has no overlay address yet"
+            )
+            return [Problem("services-no-overlay", words, "")]
+        kubernetes = read_kubernetes_file(self.places.kubernetes)
+        exposures, _ = wanted(self.wishes, kubernetes)
+        questions = [
+            Question(target, one.protocol, one.probe)
+            for one in exposures
+            for target in targets_of(one, sight.network, kubernetes)
+        ]
+        well = self.health.heard(probes.ask(questions))
+        made = plan(self.wishes, sight.network, sight.offers, well, kubernetes)
+        self._apply(made, sight.interface, own.ipv4)
+        self._offer(made.offers, sight.own_keys)
+        return made.problems
+
+    def _apply(self, made: Plan, interface: str, own: str) -> None:
+        script = rules.script(made.ways, interface, own)
+        now = self.clock()
+        if script == self.applied and now < self.applied_at + AGAIN_SECONDS:
+            return
+        if made.ways:
+            kernel.route()
+        kernel.apply(script)
+        if script != self.applied:
+            log.info("%d ways to services", len(made.ways))
+        gone = _targets(self.ways) - _targets(made.ways)
+        self.applied, self.applied_at, self.ways = script, now, made.ways
+        kernel.forget(gone)
+
+    def _offer(self, offers: Iterable[Offer], own_keys: frozenset[str]) -> None:
+        """Write what changed and what is half through its lease; take back what is no more."""
+        now = self.clock()
+        keep = set()
+        for one in offers:
+            keep.add(one.key)
+            value, until = self.written.get(one.key, (b"", 0.0))
+            if value == one.value and now < until - LEASE_SECONDS / 2 and one.key in own_keys:
+                continue
+            path = f"/v1/ledger/{BUCKET}/{one.key}?lease={LEASE_SECONDS}"
+            call("PUT", path, one.value, socket_path=self.places.socket)
+            self.written[one.key] = one.value, now + LEASE_SECONDS
+        for key in own_keys - keep:
+            call("DELETE", f"/v1/ledger/{BUCKET}/{key}", socket_path=self.places.socket)
+            self.written.pop(key, None)
+
+    def _say(self, problems: Iterable[Problem]) -> None:
+        document: dict[str, Any] = {
+            "ways": [msgspec.to_builtins(one) for one in self.ways],
+            "problems": [msgspec.to_builtins(one) for one in problems],
+        }
+        text = msgspec.json.encode(document)
+        path = self.places.run_dir / STATUS
+        temporary = path.with_suffix(".new")
+        try:
+            if path.exists() and path.read_bytes() == text:
+                return
+            temporary.write_bytes(text)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", path, error)
+
+
+def _targets(ways: Iterable[Way]) -> set[tuple[str, str, int]]:
+    return {(host, way.protocol, port) for way in ways for host, port in way.targets}
+
+
+def _problem(code: str, error: SkerryError) -> Problem:
+    return Problem(code, str(error), error.hint or "")
+
+
+def read_kubernetes_file(path: Path) -> Kubernetes:
+    """Return what a cluster agent left, or nothing; it is checked like a person's words."""
+    try:
+        found = msgspec.json.decode(read_small(path, FILE_MAX), type=_KubernetesFile)
+        for one in found.exposures:
+            wishes.check_exposure(one)
+        pods = {
+            to: tuple(wishes.target_of(f"{host}:{port}") for host, port in some)
+            for to, some in found.pods.items()
+        }
+    except (OSError, FileError, ServiceError, msgspec.MsgspecError, ValueError) as error:
+        if not isinstance(error, FileNotFoundError):
+            log.warning("%s is passed over: %s", path, error)
+        return Kubernetes()
+    return Kubernetes(found.exposures, pods)
+
+
+def run(places: Places, stopped: Callable[[], bool], ready: Callable[[], object]) -> None:
+    """Turn until it is stopped."""
+    places.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    daemon = Daemon(places)
+    first = True
+    while not stopped():
+        begun = time.monotonic()
+        try:
+            daemon.turn()
+        except (ApiError, OSError) as error:
+            log.warning("a turn failed: %s", error)
+        if first:
+            ready()
+            first = False
+        time.sleep(max(0.0, TURN_SECONDS - (time.monotonic() - begun)))

@@ -1,0 +1,81 @@
+"""The edge to the kernel: nft, the route of the services' range, connections to forget. Root."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Collection, Sequence
+
+from appliance.services.errors import ServiceError
+from appliance.services.offers import SERVICE_RANGE
+
+log = logging.getLogger(__name__)
+
+_SECONDS = 10.0
+
+
+def apply(script: str) -> None:
+    """Give nft its input. Raises ServiceError; then the rules are as they were."""
+    _run("nft", ["-f", "-"], script)
+
+
+def route() -> None:
+    """Make the services' range local to this node, so that packets get as far as our rules."""
+    _run("ip", ["route", "replace", "local", str(SERVICE_RANGE), "dev", "lo"])
+
+
+def forget(gone: Collection[tuple[str, str, int]]) -> int:
+    """Forget connections to services that were led to these (address, protocol, port).
+
+    UDP would go on to them as long as somebody sends. Returns how many.
+    """
+    if not gone:
+        return 0
+    try:
+        return _forget(frozenset(gone))
+    except Exception as error:  # noqa: BLE001 - netlink, its library, or no such kernel
+        log.info("connections can't be forgotten: %s", error)
+        return 0
+
+
+def _forget(gone: frozenset[tuple[str, str, int]]) -> int:
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
+
+    numbers = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
+    forgotten = 0
+    with NFCTSocket(nfgen_family=socket.AF_INET) as tracker:
+        for entry in tuple(tracker.dump()):
+            tuple_ = entry.get_attr("CTA_TUPLE_ORIG")
+            original = NFCTAttrTuple.from_netlink(socket.AF_INET, tuple_)
+            reply = NFCTAttrTuple.from_netlink(socket.AF_INET, entry.get_attr("CTA_TUPLE_REPLY"))
+            led = (str(reply.saddr), numbers.get(reply.proto, ""), int(reply.sport or 0))
+            # Only what was translated: who asks a backend by its own address is none of ours.
+            if led in gone and original.daddr != reply.saddr:
+                tracker.entry("del", tuple_orig=original)
+                forgotten += 1
+    return forgotten
+
+
+def _run(program: str, words: Sequence[str], text: str = "") -> None:
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    found = shutil.which(program, path=path)
+    if found is None:
+        raise ServiceError(f"there is no {program} on this machine", hint="install it")
+    try:
+        done = subprocess.run(
+            [found, *words],
+            input=text.encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServiceError(f"{program} can't be run: {error}") from error
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        raise ServiceError(
+            f"{program} {' '.join(words)} failed: {said[:400]}", hint="is this root?"
+        )

@@ -1,0 +1,225 @@
+"""From what is wanted, offered and healthy to what the kernel is to do: pure.
+
+Which offers a connection uses: those of members that are up, and well; of them those of the node's
+own cluster, if there are any (spill-over); with ``nodes`` given, theirs only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from appliance.problem import Problem
+from appliance.services.offers import Offer, Protocol, service_address
+from appliance.services.wishes import KUBERNETES, Connection, Exposure, Target, Wishes, target_of
+from provisioning.keys import id_text
+
+BACKENDS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member: ``ipv4`` of the overlay; ``cluster`` None: outside of all (role none)."""
+
+    node_id: bytes
+    name: str
+    ipv4: str | None
+    up: bool
+    cluster: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What this node is among."""
+
+    network_id: bytes
+    own: bytes
+    members: Mapping[bytes, Member]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Way:
+    """One translation: what comes for ``address:port`` goes to one of the targets.
+
+    ``inward``: from the overlay to this node's own address; else from here to a service's.
+    """
+
+    inward: bool
+    address: str
+    protocol: str
+    port: int
+    targets: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A service for people."""
+
+    name: str
+    protocol: str
+    address: str
+    port: int
+    connected: bool
+    offers: tuple[tuple[str, int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to offer and what to translate."""
+
+    offers: tuple[Offer, ...]
+    ways: tuple[Way, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """What a cluster agent tells: exposures by annotation, and the pods behind services."""
+
+    exposures: tuple[Exposure, ...] = ()
+    pods: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
+
+
+def targets_of(one: Exposure, network: Network, kubernetes: Kubernetes) -> tuple[Target, ...]:
+    """Return where an exposed service is; none if nobody knows (yet)."""
+    if one.to is None:
+        own = network.members.get(network.own)
+        return () if own is None or own.ipv4 is None else (Target(own.ipv4, one.port),)
+    if one.to.startswith(KUBERNETES):
+        return kubernetes.pods.get(one.to, ())[:BACKENDS_MAX]
+    return (target_of(one.to),)
+
+
+def wanted(wishes: Wishes, kubernetes: Kubernetes) -> tuple[tuple[Exposure, ...], list[Problem]]:
+    """Return all exposures; a person's goes before an annotation of the same name."""
+    found: dict[tuple[str, str], Exposure] = {}
+    problems = []
+    for one in (*wishes.exposures, *kubernetes.exposures):
+        taken = found.setdefault((one.name, one.protocol), one)
+        if taken != one:
+            problems.append(
+                Problem(
+                    "service-exposed-twice",
+                    f"{one.name} ({one.protocol}) is exposed twice on this node: {taken.to or ''} "
+                    f"port {taken.port} counts, {one.to or ''} port {one.port} does not",
+                    "Give one of them another name.",
+                )
+            )
+    return tuple(found.values()), problems
+
+
+def plan(
+    wishes: Wishes,
+    network: Network,
+    offers: Sequence[Offer],
+    well: Collection[Target],
+    kubernetes: Kubernetes,
+) -> Plan:
+    """Return what this node is to do. ``well``: the own targets that answer."""
+    own = network.members.get(network.own)
+    if own is None or own.ipv4 is None:
+        return Plan((), ())
+    exposures, problems = wanted(wishes, kubernetes)
+    made: list[Offer] = []
+    ways: list[Way] = []
+    here: dict[tuple[str, str], tuple[tuple[str, int], ...]] = {}
+    for one in exposures:
+        targets = [at for at in targets_of(one, network, kubernetes) if at in well]
+        made.append(Offer(one.name, one.protocol, network.own, one.port, bool(targets)))
+        here[one.name, one.protocol] = tuple(sorted((at.host, at.port) for at in targets))
+        if one.to is not None and targets:
+            way = Way(True, own.ipv4, one.protocol, one.port, here[one.name, one.protocol])  # noqa: FBT003
+            ways.append(way)
+    others = [one for one in offers if one.node != network.own]
+    taken: dict[str, str] = {}
+    for connection in wishes.connections:
+        address = str(service_address(network.network_id, connection.name))
+        if (rival := taken.setdefault(address, connection.name)) != connection.name:
+            problems.append(_clash(connection.name, rival, address))
+            continue
+        ways += _connect(connection, address, network, [*made, *others], here)
+    return Plan(tuple(sorted(made)), tuple(sorted(set(ways))), tuple(problems))
+
+
+def _connect(
+    connection: Connection,
+    address: str,
+    network: Network,
+    offers: Iterable[Offer],
+    here: Mapping[tuple[str, str], tuple[tuple[str, int], ...]],
+) -> Iterable[Way]:
+    named = [one for one in offers if one.name == connection.name and _allowed(one, connection)]
+    for protocol in Protocol:
+        spoken = [one for one in named if one.protocol == protocol.value]
+        if not spoken:
+            continue
+        port = connection.port or min(one.port for one in spoken)
+        targets: list[tuple[str, int]] = []
+        for one in usable(spoken, network):
+            ipv4 = network.members[one.node].ipv4
+            if one.node == network.own:
+                targets += here[one.name, one.protocol]
+            elif ipv4 is not None:
+                targets.append((ipv4, one.port))
+        chosen = tuple(sorted(set(targets))[:BACKENDS_MAX])
+        if chosen:
+            yield Way(False, address, protocol.value, port, chosen)  # noqa: FBT003
+
+
+def usable(offers: Iterable[Offer], network: Network) -> list[Offer]:
+    """Return the offers that count now: up, well, and of the own cluster if it has any."""
+    good = [
+        one
+        for one in offers
+        if one.healthy
+        and (member := network.members.get(one.node)) is not None
+        and member.up
+        and member.ipv4 is not None
+    ]
+    own = network.members[network.own].cluster
+    near = [one for one in good if own is not None and network.members[one.node].cluster == own]
+    return near or good
+
+
+def rows(wishes: Wishes, network: Network, offers: Iterable[Offer]) -> tuple[Row, ...]:
+    """Return all services that anybody offers or that are wanted here."""
+    connections = {one.name: one for one in wishes.connections}
+    by_name: dict[tuple[str, str], list[Offer]] = {}
+    for one in offers:
+        by_name.setdefault((one.name, one.protocol), []).append(one)
+    for name in connections.keys() - {name for name, _ in by_name}:
+        by_name[name, ""] = []
+    found = []
+    for (name, protocol), some in sorted(by_name.items()):
+        connection = connections.get(name)
+        port = (connection.port if connection else None) or min(
+            (one.port for one in some), default=0
+        )
+        said = tuple((_name(network, one.node), one.port, _state(one, network)) for one in some)
+        address = str(service_address(network.network_id, name))
+        found.append(Row(name, protocol, address, port, connection is not None, said))
+    return tuple(found)
+
+
+def _state(one: Offer, network: Network) -> str:
+    member = network.members.get(one.node)
+    if member is None or not member.up:
+        return "node down"
+    return "up" if one.healthy else "no answer"
+
+
+def _name(network: Network, node: bytes) -> str:
+    member = network.members.get(node)
+    return id_text(node) if member is None else member.name
+
+
+def _allowed(one: Offer, connection: Connection) -> bool:
+    return not connection.nodes or id_text(one.node) in connection.nodes
+
+
+def _clash(name: str, rival: str, address: str) -> Problem:
+    return Problem(
+        "service-address-clash",
+        f"{name} would be reached at {address}, as {rival} is: only {rival} can be",
+        "Expose one of them under another name.",
+    )

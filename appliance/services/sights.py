@@ -1,0 +1,133 @@
+"""What the daemon sees through the supervisor's local API, as the plan's types."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from appliance.api.client import call
+from appliance.ledger.assigned import read_id
+from appliance.services import offers
+from appliance.services.errors import ServiceError
+from appliance.services.offers import Offer
+from appliance.services.plan import Member, Network
+from provisioning.clusters import cluster_of
+
+_UP = frozenset({"self", "up", "alive"})
+_RELEASE = "are the supervisor and this of one release? systemctl restart skerry skerry-services"
+
+
+class _Member(msgspec.Struct, frozen=True):
+    node_id: str
+    name: str
+    state: str
+    addresses: tuple[str, ...]
+    roles: tuple[str, ...]
+    labels: dict[str, str] = {}
+
+
+class _Cluster(msgspec.Struct, frozen=True):
+    node_id: str
+    network_id: str
+    vpn: bool
+    interface: str
+    members: tuple[_Member, ...]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    owner: str
+    key: str
+    value: str
+    encoding: str
+
+
+class _Entries(msgspec.Struct, frozen=True):
+    entries: tuple[_Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An entry of the ledger."""
+
+    owner: bytes
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One look at the network; ``own_keys``: of the offers that are this node's."""
+
+    network: Network
+    interface: str
+    vpn: bool
+    offers: tuple[Offer, ...]
+    own_keys: frozenset[str]
+
+
+def look(socket: Path) -> Sight:
+    """Return what is so now. Raises ApiError and ServiceError."""
+    cluster = call("GET", "/v1/cluster", socket_path=socket)
+    entries = call("GET", f"/v1/ledger/{offers.BUCKET}", socket_path=socket)
+    return read(cluster, entries)
+
+
+def read(cluster: Mapping[str, Any], entries: Mapping[str, Any]) -> Sight:
+    """Return the sight in two answers of the API. Raises ServiceError."""
+    try:
+        seen = msgspec.convert(cluster, _Cluster)
+        listed = msgspec.convert(entries, _Entries)
+    except msgspec.ValidationError as error:
+        raise ServiceError(
+            f"the supervisor's answer is not understood: {error}", hint=_RELEASE
+        ) from error
+    own, network_id = read_id(seen.node_id), read_id(seen.network_id)
+    if own is None or network_id is None:
+        raise ServiceError("the supervisor's answer has no ids", hint=_RELEASE)
+    members = {one.node_id: one for one in map(_member, seen.members) if one is not None}
+    found = offers.read(one for one in map(_said, listed.entries) if one is not None)
+    return Sight(
+        Network(network_id, own, members),
+        seen.interface,
+        seen.vpn,
+        found,
+        frozenset(one.key for one in found if one.node == own),
+    )
+
+
+def _member(one: _Member) -> Member | None:
+    node_id = read_id(one.node_id)
+    if node_id is None:
+        return None
+    # Machines outside of all clusters are near to none of them.
+    cluster = None if set(one.roles) <= {"none"} else cluster_of(one.labels)
+    return Member(node_id, one.name, _ipv4(one.addresses), one.state in _UP, cluster)
+
+
+def _ipv4(addresses: tuple[str, ...]) -> str | None:
+    for text in addresses:
+        try:
+            return str(ipaddress.IPv4Address(text))
+        except ValueError:
+            continue
+    return None
+
+
+def _said(one: _Entry) -> Said | None:
+    owner = read_id(one.owner)
+    try:
+        value = (
+            base64.b64decode(one.value, validate=True)
+            if one.encoding == "base64"
+            else one.value.encode()
+        )
+    except (binascii.Error, ValueError):
+        return None
+    return None if owner is None else Said(owner, one.key, value)
