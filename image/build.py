@@ -79,6 +79,7 @@ class Sealed:
     release: Release
     verity: grub.Verity
     epoch: int
+    go: tuple[tuple[str, str], ...] = ()
 
     @property
     def root(self) -> Path:
@@ -237,7 +238,8 @@ class Builder:
             os.utime(path)
         self._prune_slots()
         verity = grub.Verity(**json.loads((path / "slot.json").read_text()))
-        return Sealed(path, release, verity, self.epoch)
+        modules = kubernetes.go_modules(parts, self.log) if parts else ()
+        return Sealed(path, release, verity, self.epoch, modules)
 
     def _remove(self, path: Path) -> None:
         if path.exists():
@@ -418,6 +420,7 @@ class Builder:
             packages=used,
             drift=self.decision.drift,
             python=python,
+            go=sealed.go,
             tools=self.tools.versions(TOOLS),
             verity={
                 "root_hash": sealed.verity.root_hash,
@@ -434,6 +437,7 @@ class Builder:
             epoch=sealed.epoch,
             packages=used,
             python=python,
+            go=sealed.go,
         )
         artifacts.manifest.write_text(json.dumps(written, indent=2) + "\n")
         artifacts.sbom.write_text(json.dumps(parts, indent=2) + "\n")

@@ -17,7 +17,8 @@ from image import engine, workloads
 from image.artifacts import REPOSITORY, cache_directory
 from image.board import Architecture
 from image.errors import BuildError
-from image.golang import Program, build
+from image.golang import Program, build, go_command
+from image.process import run
 
 # Laid over rootfs_overlay/: units, containerd's configuration, add-ons.
 OVERLAY = REPOSITORY / "rootfs_kubernetes"
@@ -46,10 +47,14 @@ DEBIAN = {
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Programs and images by their path in the root, and the links to them."""
+    """Programs and images by their path in the root, and the links to them.
+
+    ``programs`` are those out of Go modules, in the root or in its images: for the parts list.
+    """
 
     files: Mapping[str, Path]
     links: Mapping[str, str]
+    programs: tuple[Path, ...] = ()
 
     @property
     def key(self) -> str:
@@ -67,6 +72,8 @@ def parts(architecture: Architecture, debian: Path, sources: workloads.Sources) 
     files = {path: debian / package / path for package, paths in DEBIAN.items() for path in paths}
     files[ENGINE_PATH] = engine.ensure(architecture.value)
     files |= {f"{CNI_DIRECTORY}/{item.name}": build(item, architecture.value) for item in CNI}
+    programs = [path for place, path in files.items() if place.startswith("usr/lib/")]
+    programs += [build(item, architecture.value) for item in workloads.PROGRAMS]
     files |= {
         f"{IMAGES_DIRECTORY}/{name}.tar": workloads.archive(name, sources)
         for name in workloads.SHIPPED
@@ -74,7 +81,26 @@ def parts(architecture: Architecture, debian: Path, sources: workloads.Sources) 
     for place, path in files.items():
         if not path.is_file():
             raise BuildError(f"{path} is not there; it was to be /{place} of the image")
-    return Parts(files, LINKS)
+    return Parts(files, LINKS, tuple(programs))
+
+
+def go_modules(found: Parts, log: Path) -> tuple[tuple[str, str], ...]:
+    """Return names and versions of the Go modules that are linked into the programs, sorted."""
+    folder = CNI[0].folder
+    words = ["version", "-m", *(str(path) for path in found.programs)]
+    return parse_modules(run(go_command(words, folder=folder), log=log))
+
+
+def parse_modules(text: str) -> tuple[tuple[str, str], ...]:
+    """Return the modules in what ``go version -m`` prints; a replaced one counts by what it is."""
+    modules = []
+    for line in text.splitlines():
+        match line.split():
+            case ["dep", name, version, *_]:
+                modules.append((name, version))
+            case ["=>", name, version, *_] if modules:
+                modules[-1] = (name, version)
+    return tuple(sorted(set(modules)))
 
 
 def lay_out(found: Parts, directory: Path) -> None:

@@ -50,6 +50,7 @@ def manifest(
     packages: Sequence[Package],
     drift: Sequence[Drift],
     python: Mapping[str, str],
+    go: Sequence[tuple[str, str]],
     tools: Mapping[str, str],
     verity: Mapping[str, object],
     outputs: Iterable[Output],
@@ -76,6 +77,7 @@ def manifest(
         ],
         "drift": [{"name": item.name, "locked": item.locked, "used": item.used} for item in drift],
         "python": dict(sorted(python.items())),
+        "go": [{"name": name, "version": version} for name, version in sorted(go)],
         "tools": dict(sorted(tools.items())),
     }
 
@@ -89,11 +91,16 @@ def sbom(
     epoch: int,
     packages: Sequence[Package],
     python: Mapping[str, str],
+    go: Sequence[tuple[str, str]],
 ) -> dict[str, object]:
-    """Return an SPDX 2.3 document (JSON) with every Debian and Python package of the image."""
+    """Return an SPDX 2.3 document (JSON): each Debian and Python package, each Go module.
+
+    A Go module counts once for each version that is linked into a program.
+    """
     created = datetime.datetime.fromtimestamp(epoch, tz=datetime.UTC)
     parts = [_debian_part(item, architecture) for item in sorted(packages)]
     parts += [_python_part(*item) for item in sorted(python.items())]
+    parts += [_go_part(*item) for item in sorted(go)]
     whole = {
         "SPDXID": "SPDXRef-image",
         "name": name,
@@ -144,6 +151,11 @@ def _debian_part(package: Package, architecture: str) -> dict[str, object]:
 
 def _python_part(name: str, version: str) -> dict[str, object]:
     return _part("pypi", name, version, f"pkg:pypi/{name.lower()}@{version}")
+
+
+def _go_part(name: str, version: str) -> dict[str, object]:
+    part = _part("go", f"{name}-{version}", version, f"pkg:golang/{name}@{version}")
+    return part | {"name": name}
 
 
 def _part(kind: str, name: str, version: str, locator: str) -> dict[str, object]:

@@ -33,6 +33,7 @@ COREDNS = Program("workloads", "./cmd/coredns", "coredns")
 LOCAL_PATH = Program(
     "workloads", "github.com/rancher/local-path-provisioner", "local-path-provisioner"
 )
+PROGRAMS = (PAUSE, COREDNS, LOCAL_PATH)
 AGNHOST = Program("engine", "k8s.io/kubernetes/test/images/agnhost", "agnhost")
 
 # What the local-path provisioner's helper and a person in a pod use.

@@ -217,3 +217,17 @@ def test_containerds_files_are_not_written_by_the_callers_habit(
         os.umask(before)
     assert (root / "usr/share/skerry/images").stat().st_mode & 0o777 == 0o755
     assert (root / "etc/containerd/config.toml").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_modules_of_programs_are_read() -> None:
+    text = (
+        "/x/coredns: go1.26.8\n\tpath\tskerry/workloads/cmd/coredns\n"
+        "\tmod\tskerry/workloads\t(devel)\t\n"
+        "\tdep\texample.org/b\tv1.2.3\th1:0=\n\tdep\texample.org/a\tv0.1.0\n"
+        "\t=>\texample.org/fork\tv0.1.1\th1:0=\n\tbuild\t-trimpath=true\n"
+        "/x/pause: go1.26.8\n\tdep\texample.org/b\tv1.2.3\th1:0=\n"
+    )
+    assert kubernetes.parse_modules(text) == (
+        ("example.org/b", "v1.2.3"),
+        ("example.org/fork", "v0.1.1"),
+    )

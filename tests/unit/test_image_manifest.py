@@ -33,6 +33,7 @@ def written() -> dict[str, object]:
         packages=PACKAGES,
         drift=(Drift("libc6", "2.41-11", "2.41-12"),),
         python={"msgspec": "0.22.0"},
+        go=(("k8s.io/api", "v0.36.3"), ("k8s.io/api", "v0.35.0")),
         tools={"erofs-utils": "1.8"},
         verity={"root_hash": "ff"},
         outputs=[manifest.Output("root.img", 4096, 4096, "d" * 64)],
@@ -45,6 +46,7 @@ def test_a_manifest_is_json_and_names_versions_sizes_and_drift() -> None:
     assert found["outputs"] == [{"name": "root.img", "size": 4096, "sha256": "d" * 64}]
     assert [item["name"] for item in found["debian"]] == ["busybox-static", "libc6", "libstdc++6"]
     assert found["python"] == {"msgspec": "0.22.0"}
+    assert {one["version"] for one in found["go"]} == {"v0.36.3", "v0.35.0"}
 
 
 def test_the_parts_list_is_spdx_with_every_part_once() -> None:
@@ -56,12 +58,13 @@ def test_the_parts_list_is_spdx_with_every_part_once() -> None:
         epoch=1_700_000_000,
         packages=PACKAGES,
         python={"PyNaCl": "1.6.2"},
+        go=(("k8s.io/api", "v0.36.3"), ("k8s.io/api", "v0.35.0")),
     )
     found = json.loads(json.dumps(document))
     assert found["spdxVersion"] == "SPDX-2.3"
     assert found["creationInfo"]["created"] == "2023-11-14T22:13:20Z"
     names = [part["SPDXID"] for part in found["packages"]]
-    assert len(names) == len(set(names)) == 5
+    assert len(names) == len(set(names)) == 7
     # SPDX 2.3, 3.2: letters, digits, dots and dashes.
     assert all(re.fullmatch(r"SPDXRef-[A-Za-z0-9.-]+", name) for name in names)
     contained = {
@@ -77,6 +80,7 @@ def test_the_parts_list_is_spdx_with_every_part_once() -> None:
     ]
     assert "pkg:deb/debian/libstdc%2B%2B6@14.2.0-19?arch=amd64" in locators
     assert "pkg:pypi/pynacl@1.6.2" in locators
+    assert {"pkg:golang/k8s.io/api@v0.36.3", "pkg:golang/k8s.io/api@v0.35.0"} <= set(locators)
 
 
 def test_only_installed_packages_count() -> None:
