@@ -128,8 +128,10 @@ def plan(
         made.append(Offer(one.name, one.protocol, network.own, one.port, bool(targets)))
         here[one.name, one.protocol] = tuple(sorted((at.host, at.port) for at in targets))
         if one.to is not None and targets:
-            way = Way(True, own.ipv4, one.protocol, one.port, here[one.name, one.protocol])  # noqa: FBT003
-            ways.append(way)
+            at = here[one.name, one.protocol]
+            ways.append(
+                Way(inward=True, address=own.ipv4, protocol=one.protocol, port=one.port, targets=at)
+            )
     others = [one for one in offers if one.node != network.own]
     taken: dict[str, str] = {}
     for connection in wishes.connections:
@@ -163,7 +165,9 @@ def _connect(
                 targets.append((ipv4, one.port))
         chosen = tuple(sorted(set(targets))[:BACKENDS_MAX])
         if chosen:
-            yield Way(False, address, protocol.value, port, chosen)  # noqa: FBT003
+            yield Way(
+                inward=False, address=address, protocol=protocol.value, port=port, targets=chosen
+            )
 
 
 def usable(offers: Iterable[Offer], network: Network) -> list[Offer]:

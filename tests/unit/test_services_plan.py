@@ -1,0 +1,351 @@
+"""Which backends a service has, what the kernel is told, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.services import offers, rules
+from appliance.services.annotations import desired_from, kubernetes_from, pods_of
+from appliance.services.errors import ServiceError
+from appliance.services.offers import Offer, OfferValue, service_address
+from appliance.services.plan import Kubernetes, Member, Network, Plan, Way, plan, rows
+from appliance.services.probes import Health, Question
+from appliance.services.sights import Said, read
+from appliance.services.wishes import (
+    Connection,
+    Exposure,
+    Target,
+    Wishes,
+    check_exposure,
+    load,
+    save,
+    target_of,
+)
+from provisioning import codec
+from provisioning.keys import id_text
+
+A, B, C, D = (bytes([number]) * 16 for number in (1, 2, 3, 4))
+NETWORK_ID = bytes(range(16))
+NOTHING = Kubernetes()
+
+
+def member(node: bytes, cluster: str | None = "", *, up: bool = True) -> Member:
+    return Member(node, f"n{node[0]}", f"10.10.0.{node[0]}", up, cluster)
+
+
+HOME = Network(
+    NETWORK_ID,
+    A,
+    {one.node_id: one for one in (member(A), member(B), member(C, "far"), member(D, None))},
+)
+
+
+def among(*changed: Member, own: bytes = A) -> Network:
+    return replace(HOME, own=own, members={**HOME.members, **{one.node_id: one for one in changed}})
+
+
+def way(
+    address: str,
+    protocol: str,
+    port: int,
+    targets: tuple[tuple[str, int], ...],
+    *,
+    inward: bool = False,
+) -> Way:
+    return Way(inward, address, protocol, port, targets)
+
+
+def offer(node: bytes, name: str = "db", protocol: str = "tcp", *, healthy: bool = True) -> Offer:
+    return Offer(name, protocol, node, 5432, healthy)
+
+
+def reached(
+    said: list[Offer], network: Network = HOME, connection: Connection | None = None
+) -> tuple[tuple[str, int], ...]:
+    made = plan(Wishes((), (connection or Connection("db"),)), network, said, (), NOTHING)
+    return made.ways[0].targets if made.ways else ()
+
+
+def hosts(said: list[Offer], network: Network = HOME) -> list[int]:
+    return [int(host.rpartition(".")[2]) for host, _ in reached(said, network)]
+
+
+def test_backends_of_the_own_cluster_come_first_and_then_the_others() -> None:
+    everybody = [offer(B), offer(C), offer(D)]
+    assert hosts(everybody) == [2]
+    assert hosts([offer(B, healthy=False), offer(C), offer(D)]) == [3, 4]
+    assert hosts(everybody, among(member(B, up=False))) == [3, 4]
+    assert hosts(everybody, among(member(A, "far"))) == [3]
+    # A machine outside of all clusters is near to none.
+    assert hosts(everybody, among(own=D)) == [2, 3]
+
+
+def test_what_is_down_unknown_or_without_an_address_is_no_backend() -> None:
+    assert hosts([offer(bytes(16))]) == []
+    assert hosts([offer(B)], among(replace(member(B), ipv4=None))) == []
+    assert hosts([offer(B, "other")]) == []
+
+
+def test_a_connection_may_trust_certain_nodes_only() -> None:
+    pinned = Connection("db", nodes=(id_text(C),))
+    assert reached([offer(B), offer(C)], connection=pinned) == (("10.10.0.3", 5432),)
+    assert reached([offer(B)], connection=pinned) == ()
+
+
+def test_own_exposures_are_offered_as_well_as_they_are() -> None:
+    wishes = Wishes(
+        (
+            Exposure("web", "tcp", 80),
+            Exposure("db", "tcp", 5432, "192.168.1.9:5433"),
+            Exposure("dead", "udp", 53, "192.168.1.8:53"),
+        ),
+        (Connection("db", port=15432),),
+    )
+    well = {Target("10.10.0.1", 80), Target("192.168.1.9", 5433)}
+    made = plan(wishes, HOME, [], well, NOTHING)
+    assert {(one.name, one.healthy) for one in made.offers} == {
+        ("web", True),
+        ("db", True),
+        ("dead", False),
+    }
+    address = str(service_address(NETWORK_ID, "db"))
+    # Inward for the others; and this node goes to the service itself, not to its own address.
+    assert made.ways == (
+        way(address, "tcp", 15432, (("192.168.1.9", 5433),)),
+        way("10.10.0.1", "tcp", 5432, (("192.168.1.9", 5433),), inward=True),
+    )
+
+
+def test_two_names_of_one_address_are_told_apart() -> None:
+    taken: dict[str, str] = {}
+    pair: tuple[str, str] | None = None
+    for number in range(2000):
+        address = str(service_address(NETWORK_ID, f"s{number}"))
+        if address in taken:
+            pair = taken[address], f"s{number}"
+            break
+        taken[address] = f"s{number}"
+    assert pair is not None
+    wishes = Wishes((), tuple(map(Connection, pair)))
+    made = plan(wishes, HOME, [offer(B, name) for name in pair], (), NOTHING)
+    assert [one.code for one in made.problems] == ["service-address-clash"]
+    assert len(made.ways) == 1
+
+
+def test_a_person_goes_before_an_annotation() -> None:
+    mine = Exposure("db", "tcp", 5432)
+    theirs = Kubernetes((Exposure("db", "tcp", 1, "k8s:a/b"),))
+    made = plan(Wishes((mine,)), HOME, [], (), theirs)
+    assert [one.port for one in made.offers] == [5432]
+    assert [one.code for one in made.problems] == ["service-exposed-twice"]
+
+
+def test_without_an_address_there_is_nothing_to_do() -> None:
+    network = among(replace(member(A), ipv4=None))
+    assert plan(Wishes((Exposure("a", "tcp", 1),)), network, [], (), NOTHING) == Plan((), ())
+
+
+def test_the_list_says_what_is_wrong_with_each() -> None:
+    said = [offer(B, healthy=False), offer(C), offer(bytes(16))]
+    found = rows(Wishes((), (Connection("db"), Connection("none"))), HOME, said)
+    assert [(one.name, one.connected) for one in found] == [("db", True), ("none", True)]
+    assert [state for _, _, state in found[0].offers] == ["no answer", "up", "node down"]
+
+
+# The kernel's rules
+
+
+def test_rules_translate_and_nothing_else() -> None:
+    ways = (
+        way("198.19.1.1", "udp", 53, (("10.10.0.2", 53), ("10.10.0.3", 5353))),
+        way("10.10.0.1", "tcp", 5432, (("192.168.1.9", 5433),), inward=True),
+    )
+    text = rules.script(ways, "skerry0", "10.10.0.1")
+    assert "udp dport 53 numgen random mod 2 vmap { 0 : goto way-0-0, 1 : goto way-0-1 }" in text
+    assert "meta l4proto udp dnat ip to 10.10.0.3:5353" in text
+    assert 'iifname "skerry0" ip daddr 10.10.0.1 jump inward' in text
+    assert text.count("{") == text.count("}")
+    empty = rules.script((), "skerry0", "10.10.0.1")
+    assert empty == "table inet skerry-services\ndelete table inet skerry-services\n"
+
+
+# Health
+
+
+def test_one_lost_answer_is_no_outage_two_are() -> None:
+    health, one = Health(), Question(Target("10.0.0.1", 80), "tcp")
+    # Unknown at first: not well before it has answered once.
+    assert health.heard({one: False}) == set()
+    assert health.heard({one: True}) == {one.target}
+    assert health.heard({one: False}) == {one.target}
+    assert health.heard({one: False}) == set()
+    assert health.heard({}) == set()
+
+
+# What a person writes
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Exposure("Db", "tcp", 1),
+        Exposure("db", "sctp", 1),
+        Exposure("db", "tcp", 0),
+        Exposure("db", "tcp", 65536),
+        Exposure("db", "tcp", 1, "127.0.0.1:80"),
+        Exposure("db", "tcp", 1, "host:80"),
+        Exposure("db", "tcp", 1, "10.0.0.1"),
+        Exposure("db", "tcp", 1, "10.0.0.1:80; drop"),
+        Exposure("db", "tcp", 1, "224.0.0.1:80"),
+        Exposure("db", "tcp", 1, "k8s:a"),
+        Exposure("db", "tcp", 1, "k8s:a/b/c"),
+    ],
+)
+def test_what_cannot_be_exposed_is_refused(wrong: Exposure) -> None:
+    with pytest.raises(ServiceError):
+        check_exposure(wrong)
+
+
+def test_the_file_is_read_as_it_was_written_and_nothing_else(tmp_path: Path) -> None:
+    wishes = Wishes((Exposure("db", "tcp", 1, "k8s:a/b:http"),), (Connection("x", 5, ("n",)),))
+    assert load(tmp_path) == Wishes()
+    save(tmp_path, wishes)
+    assert load(tmp_path) == wishes
+    for text in (b"{", b'{"exposures": [{"name": "a"}]}', b'{"more": 1}', b"[" * 9000):
+        (tmp_path / "services.json").write_bytes(text)
+        with pytest.raises(ServiceError, match="cannot be read"):
+            load(tmp_path)
+
+
+# What comes out of the ledger
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("db/tcp", b""),
+        ("db/tcp", codec.encode(OfferValue(2, 80, True))),  # noqa: FBT003
+        ("db/tcp", codec.encode(OfferValue(1, 0, True))),  # noqa: FBT003
+        ("db/tcp", codec.encode(OfferValue(1, 70000, True))),  # noqa: FBT003
+        ("db/tcp", codec.encode(OfferValue(1, 80, True)) + b"\x00"),  # noqa: FBT003
+        ("db/sctp", codec.encode(OfferValue(1, 80, True))),  # noqa: FBT003
+        ("Db/tcp", codec.encode(OfferValue(1, 80, True))),  # noqa: FBT003
+        ("db; flush ruleset/tcp", codec.encode(OfferValue(1, 80, True))),  # noqa: FBT003
+        ("db/tcp/x", codec.encode(OfferValue(1, 80, True))),  # noqa: FBT003
+        ("", b"whatever people left there"),
+    ],
+)
+def test_malformed_offers_count_for_nothing(key: str, value: bytes) -> None:
+    good = offer(B)
+    hostile = Said(A, f"{id_text(A)}/{key}", value)
+    assert offers.read([hostile, Said(B, good.key, good.value)]) == (good,)
+
+
+def test_nobody_offers_for_another() -> None:
+    assert offers.read([Said(B, offer(A).key, offer(A).value)]) == ()
+
+
+@given(st.binary(max_size=80), st.text(max_size=40))
+def test_whatever_stands_there_is_read_without_a_word(value: bytes, key: str) -> None:
+    offers.read([Said(A, f"{id_text(A)}/{key}", value)])
+    document = {"entries": [{"owner": id_text(A), "key": key, "value": "*", "encoding": "base64"}]}
+    cluster = {
+        "node_id": id_text(A),
+        "network_id": id_text(NETWORK_ID),
+        "vpn": True,
+        "interface": "skerry0",
+        "members": [],
+    }
+    assert read(cluster, document).offers == ()
+
+
+def test_an_answer_that_is_not_the_supervisors_is_said() -> None:
+    with pytest.raises(ServiceError, match="not understood"):
+        read({}, {"entries": []})
+
+
+# Kubernetes
+
+
+def service(name: str, annotation: object, *ports: dict[str, object]) -> dict[str, object]:
+    return {
+        "metadata": {
+            "namespace": "shop",
+            "name": name,
+            "annotations": {"skerry/expose": annotation},
+        },
+        "spec": {"ports": list(ports)},
+    }
+
+
+HTTP = {"name": "http", "port": 80, "protocol": "TCP"}
+DNS = {"name": "dns", "port": 53, "protocol": "UDP"}
+
+
+def test_annotations_say_what_to_expose() -> None:
+    found, problems = desired_from(
+        [service("web", "shop-web", HTTP, DNS), service("two", "a:http, b:53", HTTP, DNS)]
+    )
+    assert not problems
+    assert found == (
+        Exposure("shop-web", "tcp", 80, "k8s:shop/web:http"),
+        Exposure("a", "tcp", 80, "k8s:shop/two:http"),
+        Exposure("b", "udp", 53, "k8s:shop/two:dns"),
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        service("web", "Not A Name", HTTP),
+        service("web", "x:https", HTTP),
+        service("web", "x"),
+        service("web", "x", {"port": "80"}),
+        service("web", "x", {"port": 80, "protocol": "SCTP"}),
+    ],
+)
+def test_annotations_that_make_no_sense_are_said(wrong: dict[str, object]) -> None:
+    found, problems = desired_from([wrong])
+    assert not found
+    assert [one.code for one in problems] == ["service-annotation"]
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"metadata": 1}, service("web", 5, HTTP), service("../x", "a", HTTP)]
+)
+def test_objects_that_are_none_are_passed_over(odd: dict[str, object]) -> None:
+    assert desired_from([odd]) == ((), ())
+
+
+def slice_of(*addresses: str, ready: bool = True, port: object = 8080) -> dict[str, object]:
+    return {
+        "metadata": {"namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [one], "conditions": {"ready": ready}} for one in addresses],
+    }
+
+
+def test_ready_pods_are_the_backends() -> None:
+    slices = [
+        slice_of("10.244.1.5", "10.244.2.6"),
+        slice_of("10.244.9.9", ready=False),
+        slice_of("127.0.0.1", "not an address"),
+        slice_of("10.244.1.7", port="http"),
+    ]
+    found, _ = kubernetes_from([service("web", "web", HTTP)], slices)
+    pods = (Target("10.244.1.5", 8080), Target("10.244.2.6", 8080))
+    assert found.pods == {"k8s:shop/web:http": pods}
+    assert pods_of([Exposure("x", "tcp", 1, "10.0.0.1:1")], slices) == {}
+    made = plan(Wishes(), HOME, [], set(pods), found)
+    assert made.offers == (Offer("web", "tcp", A, 80, healthy=True),)
+    assert made.ways[0].targets == (("10.244.1.5", 8080), ("10.244.2.6", 8080))
+
+
+def test_a_target_is_an_address_and_a_port() -> None:
+    assert target_of("192.168.1.20:5432") == Target("192.168.1.20", 5432)
