@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from appliance.images.importing import Held, RuntimeTroubleError
@@ -17,7 +17,7 @@ IMPORT_SECONDS = 600.0
 WAIT_SECONDS = 120.0
 _CONNECT = "5s"
 _DIGEST = r"sha256:[0-9a-f]{64}"
-_UNPACKED = re.compile(rf"^unpacking (\S+) \({_DIGEST}\)", re.MULTILINE)
+_UNPACKED = re.compile(rf"^unpacking (\S+) \(({_DIGEST})\)", re.MULTILINE)
 _ROW = re.compile(rf"^(\S+)\s+\S+\s+({_DIGEST})\s+(.*)$")
 
 
@@ -35,7 +35,7 @@ class Ctr:
         end = time.monotonic() + seconds
         while True:
             try:
-                self._run("version")
+                self._run("images", "list", "--quiet")
             except RuntimeTroubleError:
                 if time.monotonic() >= end:
                     raise
@@ -47,12 +47,12 @@ class Ctr:
         """Return what there is, by name."""
         return parse_images(self._run("images", "list"))
 
-    def load(self, path: Path) -> Sequence[str]:
+    def load(self, path: Path) -> Mapping[str, str]:
         """Take in an archive; the packed layers are not kept beside the unpacked ones."""
         said = self._run(
             "images", "import", "--discard-unpacked-layers", str(path), seconds=IMPORT_SECONDS
         )
-        return _UNPACKED.findall(said)
+        return dict(_UNPACKED.findall(said))
 
     def remove(self, name: str) -> None:
         """Forget an image; what nothing else holds is collected."""

@@ -7,7 +7,7 @@ runtime still has what came out of it; what no archive gives any more may be col
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from skerry.errors import SkerryError
 PINNED = "io.cri-containerd.pinned"
 # Ours, so that nobody else's pin is ever taken away.
 SOURCE = "skerry.archive"
+_LABELS = frozenset({PINNED, SOURCE})
 RECORD_MAX = 1024 * 1024
 
 
@@ -33,8 +34,8 @@ class Runtime(Protocol):
     def images(self) -> Mapping[str, Held]:
         """Return what there is, by name."""
 
-    def load(self, path: Path) -> Sequence[str]:
-        """Take in an archive, unpacked; return the names of what came out."""
+    def load(self, path: Path) -> Mapping[str, str]:
+        """Take in an archive, unpacked; return the names of what came out, with their digests."""
 
     def remove(self, name: str) -> None:
         """Forget an image."""
@@ -88,11 +89,10 @@ def bring(
             if known and all(_same(held, name, digest) for name, digest in known.items()):
                 outcome = Outcome(path, tuple(known), skipped=True)
             else:
-                outcome = Outcome(path, _take(runtime, archive, held))
-                held = dict(runtime.images())
-                record[archive.identity] = {
-                    name: held[name].digest for name in outcome.names if name in held
-                }
+                came = _take(runtime, archive, held)
+                outcome = Outcome(path, tuple(came))
+                held |= {name: Held(digest, _LABELS) for name, digest in came.items()}
+                record[archive.identity] = came
                 keep(record)
         except SkerryError as error:
             outcome = Outcome(path, error=error)
@@ -109,9 +109,9 @@ def _same(held: Mapping[str, Held], name: str, digest: str) -> bool:
     return name in held and held[name].digest == digest and PINNED in held[name].labels
 
 
-def _take(runtime: Runtime, archive: Archive, before: Mapping[str, Held]) -> tuple[str, ...]:
+def _take(runtime: Runtime, archive: Archive, before: Mapping[str, Held]) -> dict[str, str]:
     try:
-        came = tuple(runtime.load(archive.path)) or archive.names
+        came = dict(runtime.load(archive.path))
     except RuntimeTroubleError as error:
         # A name that leads to half of an image is worse than none: a pod would never start.
         for name, image in runtime.images().items():
@@ -131,7 +131,7 @@ def _take(runtime: Runtime, archive: Archive, before: Mapping[str, Held]) -> tup
 def _release(runtime: Runtime, held: Mapping[str, Held], wanted: Mapping[str, str]) -> None:
     """Let the kubelet collect what came out of an archive that is not there any more."""
     for name, image in held.items():
-        if name not in wanted and {PINNED, SOURCE} <= image.labels:
+        if name not in wanted and image.labels >= _LABELS:
             runtime.label(name, {PINNED: "", SOURCE: ""})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,7 @@ class FakeRuntime:
     def images(self) -> Mapping[str, Held]:
         return dict(self.held)
 
-    def load(self, path: Path) -> Sequence[str]:
+    def load(self, path: Path) -> Mapping[str, str]:
         self.log.append(f"load {path.name}")
         with tarfile.open(path) as archive:
             opened = archive.extractfile("index.json")
@@ -61,7 +61,10 @@ class FakeRuntime:
         if path.name in self.refuse:
             # As containerd does: the name is there before the content is seen to be bad.
             raise RuntimeTroubleError(f"no room for {path.name}")
-        return [entry["annotations"]["io.containerd.image.name"] for entry in index["manifests"]]
+        return {
+            entry["annotations"]["io.containerd.image.name"]: entry["digest"]
+            for entry in index["manifests"]
+        }
 
     def remove(self, name: str) -> None:
         del self.held[name]
