@@ -6,7 +6,7 @@ Recipe::
         server = world.machine("one")
         server.containerd()
         server.engine("server", "--token", SECRET)
-        server.wait_ready()
+        wait_until(lambda: server.get("nodes"), 60, "the API server")
 
 A machine has a network, mounts and processes of its own, over the tools root as its read-only
 system. They share a bridge in a namespace that leads nowhere. All that a machine did is gone with
@@ -21,6 +21,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -53,8 +54,8 @@ tools=$1 scratch=$2
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$scratch/upper"
 mkdir "$scratch/upper/u" "$scratch/upper/w"
-mount -t overlay -o "lowerdir=$tools,upperdir=$scratch/upper/u,workdir=$scratch/upper/w" overlay "$scratch/root"
-root=$scratch/root
+root=$scratch/root upper=$scratch/upper
+mount -t overlay -o "lowerdir=$tools,upperdir=$upper/u,workdir=$upper/w" overlay "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t sysfs sysfs "$root/sys"
@@ -75,17 +76,28 @@ touch /data/shared/up
 while :; do sleep 1000 & wait $!; done
 """
 
+# Arguments: URL BEARER. The server is not verified here: what it answers is what is looked at.
+_ASK = """
+import ssl, sys, urllib.error, urllib.request
+headers = {"Authorization": "Bearer " + sys.argv[2]} if sys.argv[2] else {}
+request = urllib.request.Request(sys.argv[1], headers=headers)
+try:
+    answer = urllib.request.urlopen(request, context=ssl._create_unverified_context(), timeout=20)
+except urllib.error.HTTPError as error:
+    answer = error
+print(answer.status)
+print(answer.read().decode(), end="")
+"""
+
 
 class WorldError(AssertionError):
     """Something did not come about in time; the end of the log is in it."""
 
 
-def wait_until(look: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Return the first true thing that ``look`` finds."""
+def wait_until(look: Callable[[], object], seconds: float, what: str) -> None:
+    """Return when ``look`` finds something true."""
     deadline = time.monotonic() + seconds
-    while True:
-        if found := look():
-            return found
+    while not look():
         if time.monotonic() > deadline:
             raise WorldError(f"not within {seconds:.0f} s: {what}")
         time.sleep(0.2)
@@ -155,16 +167,15 @@ class Machine:
         command = ("ctr", "-n", "k8s.io", "images", "import", "--local", "/data/shared/pause.tar")
         wait_until(lambda: "unpacking" in self.run(*command, check=False), 20, "the pause image")
 
-    def engine(self, role: str, *options: str, notify: bool = True) -> subprocess.Popen[bytes]:
+    def engine(self, role: str, *options: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start the engine with what every machine of these tests needs."""
         words = ["/engine", role, "--data-dir", str(DATA), "--node-name", self.name]
         words += ["--node-ip", self.address]
         words += ["--container-runtime-endpoint", "unix:///run/containerd/containerd.sock"]
         words += ["--kubelet-arg", f"cgroup-root=/{self.namespace}"]
         if role == "server":
-            words += ["--flannel-backend", "none", "--disable-network-policy"]
-        del notify
-        return self.spawn([*words, *options], self.log)
+            words += ["--flannel-backend", "none"]
+        return self.spawn([*words, *options], self.log, **variables)
 
     def stop(self, process: subprocess.Popen[bytes], *, hard: bool = False) -> int:
         """End a process that `spawn` started; return its status."""
@@ -177,6 +188,19 @@ class Machine:
     def kubectl(self, *words: str, check: bool = True) -> str:
         """Run kubectl as the administrator of this server."""
         return self.run("/engine", "kubectl", *words, check=check)
+
+    def https(self, path: str, *, bearer: str = "") -> tuple[int, str]:
+        """Ask this server's API without the administrator's credentials: status and text."""
+        words = ["nsenter", f"--net=/run/netns/{self.namespace}", sys.executable, "-c", _ASK]
+        done = subprocess.run(
+            [*words, f"https://{self.address}:6443{path}", bearer],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        status, _, text = done.stdout.partition("\n")
+        return int(status), text
 
     def get(self, *words: str) -> dict[str, Any]:
         """Return what ``kubectl get`` finds; empty if there is nothing (yet)."""
@@ -237,7 +261,19 @@ class World:
         for folder in ("upper", "root", "shared"):
             (scratch / folder).mkdir(parents=True)
         words = ["nsenter", f"--net=/run/netns/{namespace}", "unshare"]
-        words += ["--mount", "--pid", "--ipc", "--uts", "--fork", "sh", "-c", _MACHINE, "sh", str(self._tools.path), str(scratch)]
+        words += [
+            "--mount",
+            "--pid",
+            "--ipc",
+            "--uts",
+            "--fork",
+            "sh",
+            "-c",
+            _MACHINE,
+            "sh",
+            str(self._tools.path),
+            str(scratch),
+        ]
         with (scratch / "machine.log").open("wb") as log:
             holder = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         machine = Machine(name, namespace, address, scratch, self, holder)

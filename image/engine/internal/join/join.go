@@ -39,24 +39,39 @@ const (
 	pause       = 2 * time.Second
 	infoPath    = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
 	infoLimit   = 1 << 20
+	mostDoubts  = 4
 )
 
-// Refused means that trying again helps nothing: wrong server, or wrong token.
-type Refused struct{ text string }
+// Refused means that trying again helps nothing: wrong server, or wrong token. `soft` is what a server
+// that has just been founded says too, before it knows its own tokens.
+type Refused struct {
+	text string
+	soft bool
+}
 
 func (e *Refused) Error() string { return e.text }
 
 func refused(format string, values ...any) error {
-	return &Refused{fmt.Sprintf(format, values...)}
+	return &Refused{fmt.Sprintf(format, values...), false}
 }
 
-// Patiently repeats a call until it succeeds, is refused, or the context ends.
+func doubted(format string, values ...any) error {
+	return &Refused{fmt.Sprintf(format, values...), true}
+}
+
+// patiently repeats a call until it succeeds, is refused, or the context ends.
 func patiently(ctx context.Context, what string, call func() error) error {
+	doubts := 0
 	for attempt := 0; ; attempt++ {
 		err := call()
 		var final *Refused
-		if err == nil || errors.As(err, &final) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if errors.As(err, &final) {
+			if doubts++; !final.soft || doubts >= mostDoubts {
+				return err
+			}
 		}
 		if attempt%10 == 0 {
 			klog.Warningf("%s: %v; trying again", what, err)
@@ -179,7 +194,7 @@ func Introduce(ctx context.Context, address string, parsed token.Token, class to
 	return member, patiently(ctx, "joining "+address, func() error {
 		_, err := member.Client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authentication.SelfSubjectReview{}, meta.CreateOptions{})
 		if apierrors.IsUnauthorized(err) {
-			return refused("%s refuses the token: its secret is not this cluster's (or not one for a node of this kind)", address)
+			return doubted("%s refuses the token: its secret is not this cluster's (or not one for a node of this kind)", address)
 		}
 		return err
 	})
@@ -266,7 +281,7 @@ func statedCA(text []byte, address, id, secret string) ([]byte, error) {
 		if !signed {
 			return nil, fmt.Errorf("%s has not signed its statement yet", address)
 		}
-		return nil, refused("%s does not know the token's secret: nothing there is signed with it", address)
+		return nil, doubted("%s does not know the token's secret: nothing there is signed with it", address)
 	}
 	if !jws.DetachedTokenIsValid(signature, statement, id, secret) {
 		return nil, refused("%s does not know the token's secret: the signature is wrong", address)

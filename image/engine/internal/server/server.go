@@ -33,8 +33,8 @@ import (
 
 // How long each layer gets to end, from the top down.
 const (
-	stopComponents = 5 * time.Second
-	stopAPIServer  = 20 * time.Second
+	stopComponents = 3 * time.Second
+	stopAPIServer  = 4 * time.Second
 )
 
 // Run runs a server until the context ends, or something that it cannot do without fails.
@@ -118,7 +118,6 @@ func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, 
 	for name, run := range upper {
 		ended = append(ended, component.Supervise(ctx, name, run, failed))
 	}
-	notifier.Ready("the API server answers")
 
 	facts := cluster.Facts{
 		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain,
@@ -128,6 +127,7 @@ func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, 
 	if err := keepObjects(ctx, client, secrets.joinTokens(), facts, public, p.serving.PEM); err != nil {
 		return cause(ctx, err)
 	}
+	notifier.Ready("the API server answers, nodes can join")
 	for name, run := range map[string]component.Runner{
 		"certificate approval": func(ctx context.Context) error { return approve.Run(ctx, client) },
 		"manifests": func(ctx context.Context) error {
@@ -183,7 +183,7 @@ func waitAll(ended []<-chan struct{}, limit time.Duration) {
 		select {
 		case <-one:
 		case <-timer:
-			klog.Warning("not everything ended in time")
+			klog.Warningf("not everything ended within %s", limit)
 			return
 		}
 	}
