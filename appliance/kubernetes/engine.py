@@ -78,9 +78,7 @@ class EngineKeeper:
     async def observe(self, wanted: Mapping[str, str] | None = None) -> Machine:
         """Return what there is. Raises UnitError."""
         places = self._places
-        server, agent, pods = [
-            await self._units.facts(one) for one in (SERVER_UNIT, AGENT_UNIT, PODS_SLICE)
-        ]
+        server, agent, pods = await self._units.facts(SERVER_UNIT, AGENT_UNIT, PODS_SLICE)
         return Machine(
             server,
             agent,

@@ -26,8 +26,8 @@ _HINT = "systemctl status dbus; the cluster agent needs the system bus"
 class Units(Protocol):
     """What the keeper's steps are performed by."""
 
-    async def facts(self, unit: str) -> UnitFacts:
-        """Return what is so now. Raises UnitError."""
+    async def facts(self, *units: str) -> tuple[UnitFacts, ...]:
+        """Return what is so now, in the order asked. Raises UnitError."""
 
     async def start(self, unit: str) -> None:
         """Ask for a start, without waiting for it. Raises UnitError."""
@@ -49,27 +49,29 @@ class Systemd:
         self._address = address
         self._bus: MessageBus | None = None
 
-    async def facts(self, unit: str) -> UnitFacts:
-        """Return what is so now."""
-        (path,) = await self._call(PATH, MANAGER, "LoadUnit", "s", [unit], "o")
-        unit_facts = await self._properties(path, f"{SERVICE}.Unit")
-        if unit_facts.get("LoadState") != "loaded":
+    async def facts(self, *units: str) -> tuple[UnitFacts, ...]:
+        """Return what is so now, in the order asked."""
+        (rows,) = await self._call(
+            PATH, MANAGER, "ListUnitsByNames", "as", [list(units)], "a(ssssssouso)"
+        )
+        found = {str(row[0]): await self._facts(row) for row in rows}
+        missing = UnitFacts(Unit.MISSING)
+        return tuple(found.get(one, missing) for one in units)
+
+    async def _facts(self, row: list[Any]) -> UnitFacts:
+        name, _, load, active, sub, _, path, job, *_ = row
+        if load != "loaded":
             return UnitFacts(Unit.MISSING)
-        state = _state(unit_facts.get("ActiveState"), unit_facts.get("SubState"))
-        job = unit_facts.get("Job") or (0, "")
-        if job[0] and state in {Unit.INACTIVE, Unit.FAILED}:
+        state = _state(active, sub)
+        if job and state in {Unit.INACTIVE, Unit.FAILED}:
             # It waits for what comes before it: container images are being imported, say.
-            state = Unit.ACTIVATING
-        if state in {Unit.INACTIVE, Unit.FAILED} and _has_job(unit_facts.get("Job")):
-            # Its start waits for that of another, of the container images say.
-            state = Unit.ACTIVATING
-        if not unit.endswith(".service"):
+            return UnitFacts(Unit.ACTIVATING)
+        if state in {Unit.ACTIVE, Unit.INACTIVE} or not name.endswith(".service"):
             return UnitFacts(state)
-        service = await self._properties(path, f"{SERVICE}.Service")
         return UnitFacts(
             state,
-            str(service.get("Result", "success")),
-            int(service.get("NRestarts", 0)),
+            str(await self._property(path, f"{SERVICE}.Service", "Result")),
+            int(await self._property(path, f"{SERVICE}.Service", "NRestarts")),
         )
 
     async def start(self, unit: str) -> None:
@@ -91,11 +93,11 @@ class Systemd:
             self._bus.disconnect()
             self._bus = None
 
-    async def _properties(self, path: str, interface: str) -> dict[str, Any]:
+    async def _property(self, path: str, interface: str, name: str) -> Any:  # noqa: ANN401
         (found,) = await self._call(
-            path, "org.freedesktop.DBus.Properties", "GetAll", "s", [interface], "a{sv}"
+            path, "org.freedesktop.DBus.Properties", "Get", "ss", [interface, name], "v"
         )
-        return {name: one.value if isinstance(one, Variant) else one for name, one in found.items()}
+        return found.value if isinstance(found, Variant) else found
 
     async def _call(
         self,

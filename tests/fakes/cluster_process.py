@@ -30,8 +30,9 @@ class FileUnits:
         with self._calls.open("a") as calls:
             calls.write(f"{verb} {unit}\n")
 
-    async def facts(self, unit: str) -> UnitFacts:
-        return UnitFacts(Unit(self._load().get(unit, Unit.INACTIVE.value)))
+    async def facts(self, *units: str) -> tuple[UnitFacts, ...]:
+        states = self._load()
+        return tuple(UnitFacts(Unit(states.get(unit, Unit.INACTIVE.value))) for unit in units)
 
     async def start(self, unit: str) -> None:
         if unit == IMAGES_UNIT:

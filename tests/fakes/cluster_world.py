@@ -182,10 +182,10 @@ class FakeUnits:
         self.failing = False
         self.away = False
 
-    async def facts(self, unit: str) -> UnitFacts:
+    async def facts(self, *units: str) -> tuple[UnitFacts, ...]:
         if self.away:
             raise UnitError("systemd can't be asked")
-        return self.states[unit]
+        return tuple(self.states[unit] for unit in units)
 
     async def start(self, unit: str) -> None:
         if unit == IMAGES_UNIT:
