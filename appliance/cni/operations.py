@@ -64,10 +64,10 @@ class Operations:
                 self._state, lease = ipam.allocate(self._state, network.ranges, attachment)
                 leases, old = self._state, self._entries.get(attachment)
             wanted = plan.entry_for(network, attachment, request.netns, lease)
-            snapshot = of.Snapshot()
-            if old is not None:
-                snapshot = self._kernel.snapshot_of(wanted, namespace)
             try:
+                snapshot = of.Snapshot()
+                if old is not None:
+                    snapshot = self._kernel.snapshot_of(wanted, namespace)
                 self._perform(plan.add(wanted, old, snapshot, leases), namespace)
                 return result_of(wanted, self._kernel.snapshot_of(wanted, namespace))
             except SkerryError:
@@ -98,7 +98,7 @@ class Operations:
         if request.valid is not None:
             with self._lock:
                 entries, leases = tuple(self._entries.values()), self._state
-            self._perform(plan.collect(request.network, request.valid, entries, leases))
+            self._perform_apart(plan.collect(request.network, request.valid, entries, leases))
             self._store.forget_spoilt()
             self._complete = True
         self.reconcile()
@@ -124,7 +124,7 @@ class Operations:
         actions = plan.reconcile(entries, snapshot, leases, complete=self._complete)
         if actions:
             log.info("pod networking is put right: %d actions", len(actions))
-        self._perform(actions)
+        self._perform_apart(actions)
 
     # Performing
 
@@ -157,6 +157,27 @@ class Operations:
                         self._state = state
                 case _:
                     self._kernel.perform(action, namespace)
+
+    def _perform_apart(self, actions: Iterable[plan.Action]) -> None:
+        """Perform what concerns several attachments: one that fails does not hold up the others.
+
+        Raises the first error, once all was tried.
+        """
+        failed: SkerryError | None = None
+        removing = skipping = False
+        for action in actions:
+            removing = removing or isinstance(action, plan.Write)
+            if not skipping:
+                try:
+                    self._perform((action,))
+                except SkerryError as error:
+                    failed = failed or error
+                    # What follows of the same removal needs what failed; its record stays.
+                    skipping = removing
+            if isinstance(action, plan.Forget):
+                removing = skipping = False
+        if failed is not None:
+            raise failed
 
     def _write(self, entry: Entry) -> None:
         self._store.write(entry)

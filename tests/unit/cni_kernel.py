@@ -24,6 +24,8 @@ class FakeKernel(Kernel):
         super().__init__()
         self.world = World()
         self.refuses: tuple[type, ...] = ()
+        # The host's end of a link that can't be removed.
+        self.stuck = ""
         self.prepared: list[tuple[of.Bridge, str]] = []
 
     def prepare(self, bridge: of.Bridge, table: str) -> None:
@@ -40,7 +42,8 @@ class FakeKernel(Kernel):
         yield OPENED if given is None else given
 
     def perform(self, step: of.Step | of.Undo, namespace: int | None = None) -> None:
-        if isinstance(step, self.refuses):
+        stuck = isinstance(step, of.RemoveVeth) and step.host == self.stuck
+        if stuck or isinstance(step, self.refuses):
             raise KernelError(errno.EPERM, f"a {type(step).__name__}")
         if isinstance(step, of.Veth | of.Addresses | of.Routes):
             assert namespace == OPENED

@@ -142,6 +142,22 @@ def test_what_could_not_be_taken_back_is_later_on(machine: Machine, restarted: b
     assert machine.traces() == clean
 
 
+def test_one_that_cannot_be_removed_does_not_hold_up_the_others(machine: Machine) -> None:
+    machine.do.add(asked(), None)
+    machine.kernel.stuck = steps.host_name(POD)
+    with pytest.raises(SkerryError, match="a RemoveVeth"):
+        machine.do.collect(asked(Command.GC, attachment=None, valid=frozenset()))
+    assert set(machine.traces().entries) == set(machine.traces().leases) == {POD}
+    # What all share is put right as well.
+    machine.kernel.world.hosts["skp" + "a" * 12] = ""
+    with pytest.raises(SkerryError, match="a RemoveVeth"):
+        machine.do.reconcile()
+    assert list(machine.kernel.world.hosts) == [steps.host_name(POD)]
+    machine.kernel.stuck = ""
+    machine.do.reconcile()
+    assert machine.traces() == NOTHING
+
+
 def test_a_del_that_fails_is_not_forgotten(machine: Machine) -> None:
     clean = machine.traces()
     machine.do.add(asked(), None)
