@@ -148,11 +148,6 @@ class Systemd:
         return self._bus
 
 
-def _has_job(job: object) -> bool:
-    """Say whether a unit's property ``Job`` (number and path) names one; 0 is none."""
-    return isinstance(job, list | tuple) and bool(job) and job[0] != 0
-
-
 def _state(active: object, sub: object) -> Unit:
     if active == "activating" and sub in {"auto-restart", "auto-restart-queued"}:
         return Unit.RETRYING
