@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,38 @@ def test_a_server_killed_at_any_two_actions_heals(lab: CniLab) -> None:
     kill_while_healing(lab, tuple(range(1, ADDING, 2)), tuple(range(5)))
 
 
+def kill_among_many(lab: CniLab, rounds: int) -> None:
+    node = lab.node(gate=True)
+    runs, other = lab.pod(), lab.pod()
+    node.call("ADD", runs)
+    (address, _) = node.call("ADD", other).addresses
+    open_gate(node)
+    clean = node.traces()
+    pods = [lab.pod() for _ in range(8)]
+
+    def come_and_go(pod: Pod) -> list[int]:
+        """Call until the server is gone, and once more; return the codes."""
+        codes: list[int] = []
+        while not codes or not codes[-1]:
+            codes += [node.call(verb, pod).code for verb in ("ADD", "DEL")]
+        return codes
+
+    with traffic(runs, address), ThreadPoolExecutor(len(pods)) as callers:
+        for number in range(rounds):
+            calls = [callers.submit(come_and_go, pod) for pod in pods]
+            time.sleep(0.1 + 0.037 * number)
+            node.end(signal.SIGKILL)
+            said = {code for call in calls for code in call.result()}
+            assert said <= {0, 11}
+            node.start()
+            # What was whole when it was killed is there; the runtime knows that it saw a failure.
+            for pod in pods:
+                assert node.call("DEL", pod).status == 0
+            assert node.traces() == clean, number
+    for one in (runs, other):
+        assert node.call("DEL", one).status == 0
+
+
 def churn(lab: CniLab, count: int, at_a_time: int) -> None:
     node = lab.node(gate=True)
     pods = [lab.pod() for _ in range(at_a_time)]
@@ -125,6 +158,16 @@ def churn(lab: CniLab, count: int, at_a_time: int) -> None:
             done += len(pods)
     assert node.traces() == clean
     assert "elements" not in node.nft("list", "table", "inet", "skerry-pods")
+
+
+def test_a_server_killed_among_many_calls_leaves_nothing(lab: CniLab) -> None:
+    kill_among_many(lab, 2)
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(600)
+def test_a_server_killed_again_and_again_leaves_nothing(lab: CniLab) -> None:
+    kill_among_many(lab, 20)
 
 
 def test_pods_come_and_go_without_a_trace(lab: CniLab) -> None:
