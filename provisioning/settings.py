@@ -62,6 +62,10 @@ class Settings:
     cluster_bits: int = _setting(
         "bits of a service's address that number its cluster: 0 is one cluster, 4 are 16", default=0
     )
+    cni: str = _setting(
+        "how pods reach each other: native (on the overlay) or flannel (VXLAN over it)",
+        default="native",
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -84,6 +88,8 @@ class Settings:
             raise SettingsError(f"expected_nodes cannot be {self.expected_nodes}")
         if self.servers not in {1, 3}:
             raise SettingsError(f"servers cannot be {self.servers}", hint="choose 1 or 3")
+        if self.cni not in {"native", "flannel"}:
+            raise SettingsError(f"cni cannot be {self.cni[:40]!r}", hint="choose native or flannel")
 
     def _check_clusters(self) -> None:
         services = ipaddress.IPv4Network(self.service_cidr)

@@ -29,6 +29,7 @@ class ClusterSettings:
     service_cidr: str
     servers: int
     expected_nodes: int | None
+    cni: str = "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ _SETTINGS = {
     "service_cidr": {"type": "string"},
     "servers": {"type": "integer"},
     "expected_nodes": {"type": ["integer", "null"]},
+    "cni": {"enum": ["native", "flannel"]},
 }
 _PROBLEM = {
     "code": {"type": "string"},

@@ -46,6 +46,7 @@ def cluster_view(plane: ControlPlane, overlay: OverlayStatus, mono: float) -> Cl
             service_cidr=settings.service_cidr,
             servers=settings.servers,
             expected_nodes=settings.expected_nodes,
+            cni=settings.cni,
         ),
         range=_range(holdings.standing_range(mono)),
         pods_ipv6=str(pods_prefix(network.network_id)),

@@ -18,9 +18,9 @@ from appliance.cluster.recorded import Verdict
 from appliance.cluster.sight import Decision, Memory
 from appliance.cluster.sight import Kind as Decided
 from appliance.cni.provider import NoPods, Pods
-from appliance.kubernetes import files, manifests, report
+from appliance.kubernetes import files, flannel, manifests, report
 from appliance.kubernetes.asking import AwayError, Supervisor
-from appliance.kubernetes.config import PodNetworkMode, engine_config
+from appliance.kubernetes.config import engine_config
 from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.keeper import UNITS, Wanted
@@ -31,7 +31,6 @@ from appliance.kubernetes.pods import CniHost
 from appliance.kubernetes.report import State
 from appliance.kubernetes.sealing import Sealer
 from appliance.kubernetes.serving import KubeFacts, KubeSide, server_url
-from appliance.overlay.addresses import ula_prefix
 from appliance.problem import Problem
 from provisioning import codec
 
@@ -75,7 +74,6 @@ class Agent:
         sealer: Sealer,
         viewer: Viewer,
         cni: CniHost,
-        mode: PodNetworkMode = PodNetworkMode.NATIVE,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -86,7 +84,6 @@ class Agent:
         self._sealer = sealer
         self._viewer = viewer
         self._cni = cni
-        self._mode = mode
         self._clock = clock
         self._wall = wall
         self._memory = Memory()
@@ -190,16 +187,17 @@ class Agent:
             if part.kind is Kind.SERVER:
                 texts = read_manifests(self._places, manifests.values(cluster, self._places))
             config = self._config(sight, part)
+            if config is not None:
+                flannel.tell_unit(cluster, self._places.flannel_dir)
         except KubernetesError as error:
             problems.append(Problem("engine-configuration", str(error), error.hint or ""))
-        native = self._mode is PodNetworkMode.NATIVE
         text = conflist.conflist_text(pods.network).encode() if isinstance(pods, Pods) else None
         return Wanted(
             part,
             config,
             text,
             # A range that is only not known again yet takes nothing from pods that have it.
-            conflist_known=native and (text is not None or self._refused(part)),
+            conflist_known=text is not None or self._refused(part),
             manifests=texts,
             problems=tuple(problems),
         )
@@ -220,11 +218,8 @@ class Agent:
             )
         if cluster.range is None:
             return None
-        hosts = (ula_prefix(cluster.plan.network_id),) if cluster.document.vpn else ()
-        network = conflist.pod_network(
-            cluster.range, cluster.document.mtu, (*cluster.pods, cluster.hosts, *hosts)
-        )
-        return Pods(network, cluster.document.interface)
+        network = flannel.pod_network(cluster, cluster.range)
+        return Pods(network, cluster.document.interface, self._places.gate)
 
     def _config(self, sight: Sight, part: Part) -> str | None:
         if part.kind not in UNITS:

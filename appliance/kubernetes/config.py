@@ -9,7 +9,6 @@ import ipaddress
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 from appliance.kubernetes.facts import Cluster
 from appliance.kubernetes.part import Kind, Part
@@ -30,13 +29,6 @@ _KUBELET = (
     "image-gc-high-threshold=75",
     "image-gc-low-threshold=60",
 )
-
-
-class PodNetworkMode(Enum):
-    """How pods reach each other: on the overlay itself, or by Flannel's VXLAN over it."""
-
-    NATIVE = "native"
-    FLANNEL = "flannel"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 import msgspec
@@ -28,6 +29,13 @@ class RangeFacts(msgspec.Struct, frozen=True):
     ipv6: str
 
 
+class PodNetworkMode(Enum):
+    """How pods reach each other: on the overlay itself, or by Flannel's VXLAN over it."""
+
+    NATIVE = "native"
+    FLANNEL = "flannel"
+
+
 class SettingsFacts(msgspec.Struct, frozen=True):
     """The network's settings that Kubernetes lives by."""
 
@@ -37,6 +45,7 @@ class SettingsFacts(msgspec.Struct, frozen=True):
     service_cidr: str
     servers: int
     expected_nodes: int | None = None
+    cni: str = "native"
 
 
 class ProblemFacts(msgspec.Struct, frozen=True):
@@ -137,6 +146,7 @@ class Cluster:
     ranges: Mapping[str, NodeRange]
     services: ipaddress.IPv4Network
     hosts: ipaddress.IPv4Network
+    mode: PodNetworkMode = PodNetworkMode.NATIVE
 
     @property
     def node_addresses(self) -> tuple[str, ...]:
@@ -196,6 +206,7 @@ def check(document: ClusterFacts) -> Cluster:
             {one.node_id: _range(one.range) for one in document.members if one.range is not None},
             ipaddress.IPv4Network(document.services or document.settings.service_cidr),
             ipaddress.IPv4Network(document.settings.host_range),
+            PodNetworkMode(document.settings.cni),
         )
     except (ValueError, ClusterError) as error:
         raise SupervisorError(

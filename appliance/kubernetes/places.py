@@ -28,11 +28,23 @@ class Places:
     kubeconfig: Path = Path("/etc/rancher/k3s/k3s.yaml")
     containerd: str = "unix:///run/containerd/containerd.sock"
     cni_dir: Path = Path("/run/skerry-cni")
+    # A link that is there if the engine is not ours but the official k3s.
+    foreign_engine: Path = Path("/usr/share/skerry/engine-is-k3s")
+
+    @property
+    def gate(self) -> bool:
+        """Whether new pods wait for policies to be enforced: the official engine opens no gate."""
+        return not self.foreign_engine.is_symlink()
 
     @property
     def config(self) -> Path:
         """The engine's configuration, mode 0600: it holds the token."""
         return self.run_dir / "config.yaml"
+
+    @property
+    def flannel_dir(self) -> Path:
+        """What Flannel's daemon is told; readable by all, without secrets."""
+        return self.run_dir / "flannel"
 
     @property
     def applied(self) -> Path:

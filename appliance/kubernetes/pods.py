@@ -95,7 +95,7 @@ def remembered(places: Places) -> Pods | NoPods:
     data = files.read(places.conflist, conflist.TEXT_MAX + 1)
     if data is not None:
         try:
-            return Pods(conflist.read_conflist(data))
+            return Pods(conflist.read_conflist(data), gate=places.gate)
         except ConflistError as error:
             log.warning("%s", error)
     return NoPods("this node has not learned its pod range yet")

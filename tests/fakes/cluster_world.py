@@ -316,6 +316,7 @@ def make_world(folder: Path, *, own: int = 0, members: int = 2) -> World:
         conflist=folder / "cni/10-skerry.conflist",
         kubeconfig=folder / "k3s.yaml",
         cni_dir=folder / "cni-run",
+        foreign_engine=folder / "engine-is-k3s",
     )
     places.manifests.mkdir()
     (places.manifests / "coredns.yaml").write_text(COREDNS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -81,7 +82,7 @@ async def test_a_founder_gets_its_engine(tmp_path: Path) -> None:
     network = read_conflist(world.places.conflist.read_bytes())
     assert str(network.ranges[0]) == "10.244.1.0/24"
     assert network.mtu == 1380
-    assert world.cni.used[-1] == Pods(network, "skerry0")
+    assert world.cni.used[-1] == Pods(network, "skerry0", gate=True)
     assert world.status["state"] == "starting"
 
 
@@ -325,3 +326,43 @@ async def test_a_systemd_that_is_away_is_a_problem(tmp_path: Path) -> None:
     world.units.away = True
     await world.turns(10, 4)
     assert [one["code"] for one in world.status["problems"]] == ["systemd"]
+
+
+async def test_in_flannel_mode_pods_have_less_room_and_no_ipv6(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    world.supervisor.document["settings"]["cni"] = "flannel"
+    await world.turns(10, 4)
+    network = read_conflist(world.places.conflist.read_bytes())
+    assert network.mtu == 1380 - 50
+    assert [str(one) for one in network.ranges] == ["10.244.1.0/24"]
+    assert {one.version for one in (*network.routes, *network.direct)} == {4}
+    folder = world.places.flannel_dir
+    variables = (folder / "flannel.env").read_text()
+    assert variables == "NODE_NAME=founder\nSKERRY_INTERFACE=skerry0\n"
+    settings = json.loads((folder / "net-conf.json").read_text())
+    assert settings["Network"] == "10.244.0.0/16"
+    assert settings["Backend"] == {"Type": "vxlan"}
+
+
+async def test_flannel_is_told_nothing_in_native_mode(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    await world.turns(10, 4)
+    assert world.places.conflist.exists()
+    assert not world.places.flannel_dir.exists()
+
+
+async def test_pod_networking_of_another_release_is_refused(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    world.supervisor.document["settings"]["cni"] = "geneve"
+    await world.turns(10, 4)
+    assert not world.places.conflist.exists()
+    assert "'geneve' is not a valid PodNetworkMode" in world.places.status.read_text()
+
+
+async def test_the_official_engine_has_no_gate(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    world.places.foreign_engine.symlink_to("k3s")
+    await world.turns(10, 4)
+    used = world.cni.used[-1]
+    assert isinstance(used, Pods)
+    assert not used.gate

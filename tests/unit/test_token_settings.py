@@ -64,6 +64,8 @@ def test_an_unknown_setting_asks_for_an_update() -> None:
         {"cluster_bits": 9},
         {"cluster_bits": True},
         {"service_cidr": "10.96.0.0/24", "cluster_bits": 1},
+        {"cni": "calico"},
+        {"cni": 1},
         {"expected_nodes": 0},
         {"update_server": "https://"},
         {"update_server": "https://[x"},
