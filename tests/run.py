@@ -71,21 +71,22 @@ TIERS = (
     ),
     Tier("unit", "sans-IO, no root, no sleeping", (_pytest("tests/unit"),)),
     Tier(
-        "contract",
-        "one real process; the programs that other tests only fake",
-        (_pytest("tests/contract", *_USUAL),),
-    ),
-    Tier(
         "images",
-        "images of every board, begun with the first tier",
+        "images, and programs for tests; begun with the first tier",
         (
             _python("skerry", "image", "build", "x86_64"),
+            _python("tests.programs"),
             # Kubernetes is compiled for one architecture here: minutes.
             _python("skerry", "image", "build", "qemu-arm64", "--without-kubernetes"),
         ),
         early=True,
     ),
     Tier("go", "our Go: format, vet, tests", (_pytest("tests/golang"),)),
+    Tier(
+        "contract",
+        "one real process; the programs that other tests only fake",
+        (_pytest("tests/contract", *_USUAL),),
+    ),
     Tier("netns", "nodes as processes in network namespaces", (_pytest("tests/netns", *_USUAL),)),
     Tier(
         "vm",
