@@ -47,14 +47,20 @@ def own_program() -> Program:
     return Program("engine", "./cmd/skerry-engine", "skerry-engine", ldflags=tuple(flags))
 
 
+def kind(environment: Mapping[str, str] | None = None) -> str:
+    """Return which engine is chosen: ``skerry`` or ``k3s``, or what else was asked for."""
+    chosen = os.environ if environment is None else environment
+    return chosen.get("ENGINE") or ("k3s" if chosen.get("K3S_BIN") else "skerry")
+
+
 def ensure(architecture: str, environment: Mapping[str, str] | None = None) -> Path:
     """Return the path of the chosen engine's program. Raises :class:`BuildError`."""
     chosen = os.environ if environment is None else environment
-    kind = chosen.get("ENGINE") or ("k3s" if chosen.get("K3S_BIN") else "skerry")
-    if kind == "skerry":
+    wanted = kind(chosen)
+    if wanted == "skerry":
         return build(own_program(), architecture)
-    if kind != "k3s":
-        raise BuildError(f"ENGINE is {kind!r}", hint="it is skerry (the default) or k3s")
+    if wanted != "k3s":
+        raise BuildError(f"ENGINE is {wanted!r}", hint="it is skerry (the default) or k3s")
     version = chosen.get("K3S_VERSION", "")
     if version and not re.fullmatch(r"v\d+\.\d+\.\d+[-+a-z0-9.]*\+k3s\d+", version):
         raise BuildError(f"K3S_VERSION is {version!r}", hint="a release's name, as v1.36.3+k3s1")

@@ -17,6 +17,7 @@ from image import engine, workloads
 from image.artifacts import REPOSITORY, cache_directory
 from image.board import Architecture
 from image.errors import BuildError
+from image.flannel_programs import FLANNELD, TOOLS
 from image.golang import Program, build, go_command
 from image.process import run
 
@@ -29,6 +30,8 @@ CNI = (
     Program("cni", f"{_PLUGINS}/meta/portmap", "portmap"),
     Program("cni", f"{_PLUGINS}/meta/bandwidth", "bandwidth"),
 )
+FLANNELD_PATH = "usr/lib/skerry/bin/flanneld"
+FLANNEL_TOOLS = "usr/lib/skerry/flannel"
 ENGINE_PATH = "usr/lib/skerry/bin/skerry-engine"
 # Where Debian's containerd looks for plugins.
 CNI_DIRECTORY = "usr/lib/cni"
@@ -38,6 +41,8 @@ LINKS = {
     "usr/bin/k3s": "../lib/skerry/bin/skerry-engine",
     "usr/bin/kubectl": "../lib/skerry/bin/skerry-engine",
 }
+# There with the official k3s, which opens no gate of ours: its text says nothing.
+FOREIGN_ENGINE = "usr/share/skerry/engine-is-k3s"
 # What is taken out of Debian's packages; the older shims, the stress test and texts stay behind.
 DEBIAN = {
     "containerd": ("usr/bin/containerd", "usr/bin/containerd-shim-runc-v2", "usr/bin/ctr"),
@@ -58,8 +63,8 @@ class Parts:
 
     @property
     def key(self) -> str:
-        """A hash of what is where; every file lies in the cache under the hash of its inputs."""
-        found = {place: str(_below_cache(path)) for place, path in self.files.items()}
+        """A hash of what is where: files in the cache lie there under the hash of their inputs."""
+        found = {place: _identity(path) for place, path in self.files.items()}
         text = json.dumps([found, dict(self.links)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -72,7 +77,9 @@ def parts(architecture: Architecture, debian: Path, sources: workloads.Sources) 
     files = {path: debian / package / path for package, paths in DEBIAN.items() for path in paths}
     files[ENGINE_PATH] = engine.ensure(architecture.value)
     files |= {f"{CNI_DIRECTORY}/{item.name}": build(item, architecture.value) for item in CNI}
+    files[FLANNELD_PATH] = build(FLANNELD, architecture.value)
     programs = [path for place, path in files.items() if place.startswith("usr/lib/")]
+    files |= {f"{FLANNEL_TOOLS}/{path.name}": path for path in sorted(TOOLS.iterdir())}
     programs += [build(item, architecture.value) for item in workloads.PROGRAMS]
     files |= {
         f"{IMAGES_DIRECTORY}/{name}.tar": workloads.archive(name, sources)
@@ -81,7 +88,8 @@ def parts(architecture: Architecture, debian: Path, sources: workloads.Sources) 
     for place, path in files.items():
         if not path.is_file():
             raise BuildError(f"{path} is not there; it was to be /{place} of the image")
-    return Parts(files, LINKS, tuple(programs))
+    foreign = {FOREIGN_ENGINE: "k3s"} if engine.kind() == "k3s" else {}
+    return Parts(files, LINKS | foreign, tuple(programs))
 
 
 def go_modules(found: Parts, log: Path) -> tuple[tuple[str, str], ...]:
@@ -98,7 +106,8 @@ def parse_modules(text: str) -> tuple[tuple[str, str], ...]:
         match line.split():
             case ["dep", name, version, *_]:
                 modules.append((name, version))
-            case ["=>", name, version, *_] if modules:
+            # Ours stand in for what is left out, or add files: it is still called as it was.
+            case ["=>", name, version, *_] if modules and not name.startswith("."):
                 modules[-1] = (name, version)
     return tuple(sorted(set(modules)))
 
@@ -118,6 +127,8 @@ def lay_out(found: Parts, directory: Path) -> None:
         target.symlink_to(words)
 
 
-def _below_cache(path: Path) -> Path:
+def _identity(path: Path) -> str:
     cache = cache_directory()
-    return path.relative_to(cache) if path.is_relative_to(cache) else path
+    if path.is_relative_to(cache):
+        return str(path.relative_to(cache))
+    return hashlib.sha256(path.read_bytes()).hexdigest()

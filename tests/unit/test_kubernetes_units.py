@@ -11,7 +11,13 @@ import pytest
 from appliance.cni.service import RUN_DIR
 from appliance.images.commands import OPERATORS, RECORD, SHIPPED
 from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT, Places
-from image.kubernetes import CNI_DIRECTORY, ENGINE_PATH, IMAGES_DIRECTORY
+from image.kubernetes import (
+    CNI_DIRECTORY,
+    ENGINE_PATH,
+    FLANNEL_TOOLS,
+    FLANNELD_PATH,
+    IMAGES_DIRECTORY,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = ROOT / "rootfs_kubernetes"
@@ -44,7 +50,7 @@ def started_at_boot() -> dict[str, set[str]]:
 def test_a_boot_starts_the_cluster_agent_alone_and_only_with_an_identity() -> None:
     assert started_at_boot() == {
         "multi-user.target.wants": {"skerry-cluster.service"},
-        "paths.target.wants": {"skerry-cluster.path"},
+        "paths.target.wants": {"skerry-cluster.path", "skerry-flannel.path"},
     }
     for unit in UNITS.glob("*.service"):
         # The preset enables skerry*.service: without this section there is nothing to enable.
@@ -188,3 +194,18 @@ def test_nobody_on_an_uplink_sends_to_pods_unasked() -> None:
     policy, *rules = firewall("forward")
     assert "policy accept" in policy
     assert rules == ['oifname "skerry-pods" jump to_pods']
+
+
+def test_flannel_starts_when_the_cluster_agent_says_so_and_may_only_change_the_network() -> None:
+    folder = PLACES.flannel_dir
+    assert settings("skerry-flannel.path")["Path"]["PathExists"] == [str(folder / "flannel.env")]
+    service = settings("skerry-flannel.service")["Service"]
+    assert service["EnvironmentFile"] == [str(folder / "flannel.env")]
+    (command,) = service["ExecStart"]
+    words = command.split()
+    assert words[0] == f"/{FLANNELD_PATH}"
+    assert f"--net-config-path={folder / 'net-conf.json'}" in words
+    assert f"--kubeconfig-file={PLACES.kubelet_kubeconfig}" in words
+    assert {"--ip-masq=false", "--iptables-forward-rules=false"} <= set(words)
+    assert service["Environment"][0].startswith(f"PATH=/{FLANNEL_TOOLS}:")
+    assert service["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
