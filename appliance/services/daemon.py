@@ -33,6 +33,7 @@ TURN_SECONDS = 1.0
 # The kernel is told again although nothing changed: somebody may have flushed its rules.
 AGAIN_SECONDS = 60.0
 STATUS = "status.json"
+_FORWARDING = "forwarding-is-ours"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,10 @@ class Daemon:
         return made.problems
 
     def _apply(self, made: Plan, interface: str, own: str) -> None:
-        script = rules.script(made.ways, interface, own)
+        inward = any(way.inward for way in made.ways)
+        marker = self.places.run_dir / _FORWARDING
+        guarded = kernel.forward(marker) if inward else marker.exists()
+        script = rules.script(made.ways, interface, own, guarded=guarded)
         now = self.clock()
         if script == self.applied and now < self.applied_at + AGAIN_SECONDS:
             return

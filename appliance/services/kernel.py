@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from appliance.services.errors import ServiceError
 from appliance.services.offers import SERVICE_RANGE
@@ -15,6 +16,7 @@ from appliance.services.offers import SERVICE_RANGE
 log = logging.getLogger(__name__)
 
 _SECONDS = 10.0
+_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 def apply(script: str) -> None:
@@ -25,6 +27,20 @@ def apply(script: str) -> None:
 def route() -> None:
     """Make the services' range local to this node, so that packets get as far as our rules."""
     _run("ip", ["route", "replace", "local", str(SERVICE_RANGE), "dev", "lo"])
+
+
+def forward(marker: Path) -> bool:
+    """Let the node forward packets; say whether it does so for our sake alone.
+
+    ``marker`` remembers that until the next boot. Raises ServiceError.
+    """
+    try:
+        if _FORWARD.read_text().strip() != "1":
+            marker.touch()
+            _FORWARD.write_text("1")
+        return marker.exists()
+    except OSError as error:
+        raise ServiceError(f"{_FORWARD} cannot be set: {error}", hint="is this root?") from error
 
 
 def forget(gone: Collection[tuple[str, str, int]]) -> int:

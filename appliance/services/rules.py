@@ -19,10 +19,14 @@ _DSTNAT, _SRCNAT = -110, 90
 _PODS = '"lo", "skerry-pods", "cni0"'
 
 
-def script(ways: Sequence[Way], interface: str, own: str | None) -> str:
-    """Return the input of ``nft -f -`` that makes the kernel do exactly this."""
+def script(ways: Sequence[Way], interface: str, own: str | None, *, guarded: bool = False) -> str:
+    """Return the input of ``nft -f -`` that makes the kernel do exactly this.
+
+    ``guarded``: the node forwards packets only for our sake, so nothing but translated connections
+    and those of pods may pass.
+    """
     lines = [f"table {TABLE}", f"delete table {TABLE}"]
-    if own is None or not ways:
+    if own is None or not (ways or guarded):
         return "\n".join(lines) + "\n"
     lines.append(f"table {TABLE} {{")
     for at, way in enumerate(ways):
@@ -51,14 +55,36 @@ def script(ways: Sequence[Way], interface: str, own: str | None) -> str:
         for way in ways
         if way.inward
     ]
+    ours = f"ct status dnat ct original ip daddr {SERVICE_RANGE}"
     lines += _chain(
         "postrouting",
         [
             f"type nat hook postrouting priority {_SRCNAT}; policy accept;",
-            f"ct status dnat ct original ip daddr {SERVICE_RANGE} masquerade",
+            f'oifname {{ "lo", "{interface}" }} {ours} snat ip to {own}',
+            f"{ours} masquerade",
             *ports,
         ],
     )
+    # A backend on this node, asked by its pods: a UDP server that listens on all addresses answers
+    # from the one it was asked at only if it is asked from there.
+    lines += _chain(
+        "input",
+        [
+            f"type nat hook input priority {_SRCNAT}; policy accept;",
+            f"{ours} snat ip to {own}",
+        ],
+    )
+    if guarded:
+        lines += _chain(
+            "forward",
+            [
+                "type filter hook forward priority filter; policy drop;",
+                "ct state established,related accept",
+                "ct status dnat accept",
+                f"iifname {{ {_PODS} }} accept",
+                f"oifname {{ {_PODS} }} accept",
+            ],
+        )
     lines.append("}")
     return "\n".join(lines) + "\n"
 

@@ -1,12 +1,14 @@
-"""Asks a service once and prints what it said: ``python -m ... tcp|udp HOST PORT``."""
+"""Asks a service a dozen times and prints who answered: ``python -m ... tcp|udp HOST PORT``."""
 
 from __future__ import annotations
 
 import socket
 import sys
 
+TIMES = 12
 
-def main(protocol: str, host: str, port: int) -> int:
+
+def _ask(protocol: str, host: str, port: int) -> str:
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     try:
         with socket.socket(socket.AF_INET, kind) as channel:
@@ -14,12 +16,11 @@ def main(protocol: str, host: str, port: int) -> int:
             channel.connect((host, port))
             if protocol == "udp":
                 channel.send(b"who")
-            print(channel.recv(100).decode())
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+            return channel.recv(100).decode()
+    except OSError:
+        return "nobody"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    found = {_ask(sys.argv[1], sys.argv[2], int(sys.argv[3])) for _ in range(TIMES)}
+    print(",".join(sorted(found)))

@@ -299,6 +299,11 @@ class CniNode:
         """Run ``nft`` on the node."""
         return run(*self.command("nft", *words))
 
+    def neighbours(self) -> dict[str, str]:
+        """Return whose address is whose, of those pods that the node was told of."""
+        said = self.ip("-j", "neigh", "show", "nud", "permanent")
+        return {one["dst"]: one["lladdr"] for one in json.loads(said or "[]")}
+
     def traces(self) -> dict[str, object]:
         """Return all that is there of containers: links, rules, records, leases; not the bridge."""
         links = [one["ifname"] for one in json.loads(self.ip("-j", "link"))]
@@ -307,6 +312,7 @@ class CniNode:
         return {
             "links": sorted(one for one in links if one.startswith(("skp", "bwp"))),
             "rules": self.nft("list", "ruleset"),
+            "neighbours": sorted(self.neighbours()),
             "records": records,
             "leases": ipam.load(leases.read_bytes()).leases if leases.exists() else (),
         }

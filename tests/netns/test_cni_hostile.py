@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.cni import CniLab, CniNode, Said
+from appliance.cni import namespaces
+from tests.netns.cni import CniLab, CniNode, Said, ask
 from tests.netns.lab import run
 
 pytestmark = pytest.mark.netns
@@ -179,12 +180,8 @@ def test_a_full_disk_refuses_an_add_and_lets_a_del_through(lab: CniLab) -> None:
         assert kept.is_cut_off("10.244.7.1")
         filler.unlink()
         assert node.call("DEL", kept).status == 0
-        assert node.traces() | {"rules": ""} == {
-            "links": [],
-            "rules": "",
-            "records": [],
-            "leases": (),
-        }
+        found = node.traces()
+        assert not any(found[one] for one in ("links", "neighbours", "records", "leases"))
         assert node.call("ADD", other).status == 0
     finally:
         node.close()
@@ -250,6 +247,46 @@ def test_pods_of_a_node_reach_each_other_only_past_its_filter(lab: CniLab, filte
         run("ip", "-n", one.namespace, "neigh", "add", other, *words)
         assert one.is_refused(other, 80)
     node.close()
+
+
+def test_a_pod_cannot_pass_for_another(lab: CniLab) -> None:
+    node = lab.node()
+    thief, victim, third = lab.pod(), lab.pod(), lab.pod()
+    ((_, _), (address, address6), _) = (
+        node.call("ADD", pod).addresses for pod in (thief, victim, third)
+    )
+    known = node.neighbours()
+    assert known[address] == known[address6]
+    assert len(set(known.values())) == 3
+    # "I have its address", and frames as if they were its own.
+    mine = bytes.fromhex("0a730af40702")
+    theirs = bytes.fromhex(known[address].replace(":", ""))
+    everybody, gateway = b"\xff" * 6, socket.inet_aton("10.244.7.1")
+    arp = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 2)
+    claim = arp + mine + socket.inet_aton(address) + everybody + gateway
+    frames = [
+        everybody + mine + b"\x08\x06" + claim,
+        everybody + theirs + b"\x08\x06" + arp + theirs + gateway + theirs + gateway,
+    ]
+    opened = namespaces.open_namespace(thief.path)
+    try:
+        namespaces.inside(opened, lambda: send_frames(frames))
+    finally:
+        os.close(opened)
+    assert node.neighbours() == known
+    with victim.mirror(80):
+        for one in (address, address6):
+            assert third.ask(one, 80)
+            assert ask(node.command(), one, 80)
+    node.close()
+
+
+def send_frames(frames: list[bytes]) -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        wire.bind(("eth0", 0))
+        for _ in range(3):
+            for frame in frames:
+                wire.send(frame)
 
 
 def setting(node: CniNode, path: str) -> str:

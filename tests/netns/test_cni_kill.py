@@ -16,8 +16,8 @@ from tests.netns.lab import wait_until
 pytestmark = pytest.mark.netns
 
 # With a gate: seven steps, a record before each and one when all is done.
-ADDING, REMOVING = 15, 5
-SAMPLE = ((5, 8, 14), (2, 4))
+ADDING, REMOVING = 15, 6
+SAMPLE = ((5, 8, 14), (2, 5))
 
 
 @pytest.fixture

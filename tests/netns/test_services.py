@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -92,11 +94,17 @@ class Machine:
 
     def until(self, address: str, protocol: str, expected: set[str], seconds: float) -> None:
         """Wait until a dozen questions are answered by exactly these."""
+        wanted = ",".join(sorted(expected))
+        said = [""]
 
         def look() -> bool:
-            return {self.ask(address, protocol) for _ in range(12)} == expected
+            said[0] = self.ask(address, protocol)
+            return said[0] == wanted
 
-        wait_until(look, seconds, f"{protocol} is answered by {expected}")
+        try:
+            wait_until(look, seconds, f"{protocol} is answered by {wanted}", every=0.2)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; but by {said[0]}: {self.listed()}") from error
 
     def listed(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.do("ls", "--json"))
@@ -104,6 +112,19 @@ class Machine:
 
     def log(self) -> str:
         return (self.node.folder / "services.log").read_text()
+
+
+@contextmanager
+def machines(*nodes: Node) -> Iterator[list[Machine]]:
+    """Give services' daemons to nodes, and end what they started."""
+    made: list[Machine] = []
+    try:
+        made.extend(map(Machine, nodes))
+        yield made
+    finally:
+        for machine in made:
+            for child in machine.children:
+                end(child)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
@@ -120,47 +141,47 @@ def test_services_are_reached_fail_over_and_spill_over() -> None:
         far.start(token(network, cluster="far"))
         outside.start(token(network, "none"))
         together([one, two, far, outside])
-        first, second, third, stranger = map(Machine, (one, two, far, outside))
-        address = str(service_address(network.info.network_id, "who"))
-        processes = {}
-        for machine, word in ((first, "first"), (second, "second"), (third, "third")):
-            processes[word] = machine.serve(word)
-            for protocol in ("tcp", "udp"):
-                probe = ("--probe",) if protocol == "udp" else ()
-                machine.do("expose", "who", "--port", str(PORT), "--protocol", protocol, *probe)
-        for machine in (first, stranger):
-            machine.do("connect", "who")
+        with machines(one, two, far, outside) as (first, second, third, stranger):
+            address = str(service_address(network.info.network_id, "who"))
+            processes = {}
+            for machine, word in ((first, "first"), (second, "second"), (third, "third")):
+                processes[word] = machine.serve(word)
+                for protocol in ("tcp", "udp"):
+                    probe = ("--probe",) if protocol == "udp" else ()
+                    machine.do("expose", "who", "--port", str(PORT), "--protocol", protocol, *probe)
+            for machine in (first, stranger):
+                machine.do("connect", "who")
 
-        for protocol in ("tcp", "udp"):
-            # A member outside of all clusters has everybody's backends; a cluster its own.
-            stranger.until(address, protocol, {"first", "second", "third"}, 40)
-            first.until(address, protocol, {"first", "second"}, 20)
-        # A backend dies: it is left out.
-        end(processes["second"])
-        for protocol in ("tcp", "udp"):
-            first.until(address, protocol, {"first"}, 20)
-        states = {
-            tuple(offer)
-            for row in stranger.listed()["services"]
-            for offer in row["offers"]
-            if row["protocol"] == "tcp"
-        }
-        assert ("node2", PORT, "no answer") in states
-        # The last of the cluster dies: over to the other cluster.
-        end(processes["first"])
-        for protocol in ("tcp", "udp"):
-            first.until(address, protocol, {"third"}, 20)
-        # The daemon is killed: what was set up goes on.
-        end(first.daemon)
-        assert first.ask(address) == "third"
-        # A whole node goes, and nobody is left.
-        far.power_off()
-        stranger.until(address, "tcp", {""}, 60)
-        first.serve("again")
-        first.start("-m", "skerry", "service", "run")
-        stranger.until(address, "tcp", {"again"}, 30)
-        stranger.do("rm", "who")
-        stranger.until(address, "tcp", {""}, 20)
+            for protocol in ("tcp", "udp"):
+                # A member outside of all clusters has everybody's backends; a cluster its own.
+                stranger.until(address, protocol, {"first", "second", "third"}, 40)
+                first.until(address, protocol, {"first", "second"}, 20)
+            # A backend dies: it is left out.
+            end(processes["second"])
+            for protocol in ("tcp", "udp"):
+                first.until(address, protocol, {"first"}, 20)
+            states = {
+                tuple(offer)
+                for row in stranger.listed()["services"]
+                for offer in row["offers"]
+                if row["protocol"] == "tcp"
+            }
+            assert ("node2", PORT, "no answer") in states
+            # The last of the cluster dies: over to the other cluster.
+            end(processes["first"])
+            for protocol in ("tcp", "udp"):
+                first.until(address, protocol, {"third"}, 20)
+            # The daemon is killed: what was set up goes on.
+            end(first.daemon)
+            assert first.ask(address) == "third"
+            # A whole node goes, and nobody is left.
+            far.power_off()
+            stranger.until(address, "tcp", {"nobody"}, 60)
+            first.serve("again")
+            first.start("-m", "skerry", "service", "run")
+            stranger.until(address, "tcp", {"again"}, 30)
+            stranger.do("rm", "who")
+            stranger.until(address, "tcp", {"nobody"}, 20)
 
 
 def test_a_node_offers_what_is_behind_it_and_nobody_else_gets_through() -> None:
@@ -170,15 +191,15 @@ def test_a_node_offers_what_is_behind_it_and_nobody_else_gets_through() -> None:
         gate.start(token(network, "none"))
         user.start(token(network, "none"))
         together([gate, user])
-        inner, outer, behind = map(Machine, (gate, user, printer))
-        end(behind.daemon)
-        behind.serve("printer", 9100)
-        inner.do("expose", "printer", "--port", "631", "--to", f"{printer.address}:9100")
-        outer.do("connect", "printer", "--port", "6310", "--from", gate.name)
-        address = str(service_address(network.info.network_id, "printer"))
-        wait_until(lambda: outer.ask(address, port=6310) == "printer", 30, "it prints")
-        # The exposed port is there for members only, and the service's address for this node only.
-        assert behind.ask(gate.address, port=631) == ""
-        run_ = behind.node.ip
-        run_("route", "add", address, "via", user.address)
-        assert behind.ask(address, port=6310) == ""
+        with machines(gate, user, printer) as (inner, outer, behind):
+            end(behind.daemon)
+            behind.serve("printer", 9100)
+            inner.do("expose", "printer", "--port", "631", "--to", f"{printer.address}:9100")
+            outer.do("connect", "printer", "--port", "6310", "--from", gate.name)
+            address = str(service_address(network.info.network_id, "printer"))
+            wait_until(lambda: outer.ask(address, port=6310) == "printer", 30, "it prints")
+            # The exposed port is there for members only, the service's address for its node.
+            assert behind.ask(gate.address, port=631) == "nobody"
+            run_ = behind.node.ip
+            run_("route", "add", address, "via", user.address)
+            assert behind.ask(address, port=6310) == "nobody"
