@@ -156,11 +156,15 @@ def _perform(netlink: Netlink, step: of.Step | of.Undo, namespace: int | None) -
         case of.Veth(host, _, ifname, mtu, mac):
             _remove(netlink, host)
             netlink.do(nl.make_veth(host, _opened(namespace), ifname, mtu, mac))
-        case of.Port(host, name):
+        case of.Port(host, name, mac, addresses):
             bridge, link = _need(netlink, name), _need(netlink, host)
             # A port is no end of anything: it needs no address, and would only look for one.
             _write(_SETTINGS / "ipv6/conf" / host / "disable_ipv6", "1")
-            _port(netlink, link, bridge)
+            _port(netlink, link, bridge, mac)
+            netlink.do(*(nl.add_neighbour(bridge.index, one, mac) for one in addresses))
+            netlink.do(nl.set_link(link.index, f"setting {host} up", up=True))
+        case of.Unlearn(name, addresses):
+            _unlearn(netlink, name, addresses)
         case of.RemoveVeth(host):
             _remove(netlink, host)
         case _:
@@ -195,13 +199,25 @@ def _bridge(netlink: Netlink, step: of.Bridge) -> None:
         netlink.do(*wanted)
 
 
-def _port(netlink: Netlink, link: nl.Link, bridge: nl.Link) -> None:
+def _port(netlink: Netlink, link: nl.Link, bridge: nl.Link, mac: str) -> None:
     what = f"making {link.name} a port of {bridge.name}"
     netlink.do(
         nl.set_link(link.index, what, master=bridge.index),
         nl.set_port(link.index, what, isolated=not _filters_frames()),
-        nl.set_link(link.index, what, up=True),
+        nl.add_behind(link.index, mac),
     )
+
+
+def _unlearn(netlink: Netlink, name: str, addresses: Iterable[str]) -> None:
+    bridge = netlink.link(name)
+    if bridge is None:
+        return
+    for one in addresses:
+        try:
+            netlink.do(nl.delete_neighbour(bridge.index, one))
+        except KernelError as error:
+            if not error.absent:
+                raise
 
 
 def _filters_frames() -> bool:

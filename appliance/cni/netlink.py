@@ -16,6 +16,7 @@ _HEAD = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
+_NEIGHBOUR = struct.Struct("=BxHiHBB")
 _FILTER = struct.Struct(">BBH")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ERRNO = struct.Struct("=i")
@@ -42,6 +43,8 @@ class Kind(IntEnum):
     GET_ADDRESS = 22
     NEW_ROUTE = 24
     GET_ROUTE = 26
+    NEW_NEIGHBOUR = 28
+    DEL_NEIGHBOUR = 29
     GET_TABLE = 0x0A01
 
 
@@ -61,7 +64,10 @@ _IFLA_NETNS_FD, _IFLA_NETNS_ID = 28, 37
 _INFO_KIND, _INFO_DATA, _INFO_PORT_KIND, _INFO_PORT_DATA = 1, 2, 4, 5
 _VETH_PEER = 1
 _BRIDGE_SNOOPING = 23
-_PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
+_PORT_HAIRPIN, _PORT_LEARNING, _PORT_ISOLATED = 4, 8, 33
+# linux/neighbour.h
+_AF_BRIDGE, _OF_THE_BRIDGE, _STATIC, _PERMANENT = 7, 0x04, 0x40, 0x80
+_NDA_ADDRESS, _NDA_MAC = 1, 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 # linux/netfilter/nf_tables.h
 _NFPROTO_INET, _TABLE_NAME, _TABLE_HANDLE = 1, 1, 4
@@ -182,8 +188,9 @@ def set_link(
 
 
 def set_port(index: int, what: str, *, isolated: bool) -> Request:
-    """Say how a port of a bridge is to be."""
-    data = attribute(_PORT_HAIRPIN, b"\1") + attribute(_PORT_ISOLATED, bytes([isolated]))
+    """Say how a port of a bridge is to be; who is behind it, it does not learn from frames."""
+    data = attribute(_PORT_HAIRPIN, b"\1") + attribute(_PORT_LEARNING, b"\0")
+    data += attribute(_PORT_ISOLATED, bytes([isolated]))
     info = attribute(_INFO_PORT_KIND, b"bridge") + attribute(_INFO_PORT_DATA, data)
     return Request(Kind.NEW_LINK, Flag.ACK, _link(index=index) + attribute(_IFLA_INFO, info), what)
 
@@ -216,6 +223,27 @@ def add_address(index: int, address: str) -> Request:
 def get_addresses(index: int) -> Request:
     """Ask for the addresses of all links; a kernel that can gives only those of this one."""
     return Request(Kind.GET_ADDRESS, Flag.DUMP, _ADDRESS.pack(0, 0, 0, 0, index), "listing them")
+
+
+def add_behind(index: int, mac: str) -> Request:
+    """Have a bridge know who is behind a port."""
+    body = _NEIGHBOUR.pack(_AF_BRIDGE, 0, index, _STATIC, _OF_THE_BRIDGE, 0)
+    body += attribute(_NDA_MAC, _packed(mac))
+    flags = Flag.ACK | Flag.CREATE | Flag.REPLACE
+    return Request(Kind.NEW_NEIGHBOUR, flags, body, f"saying where {mac} is")
+
+
+def add_neighbour(index: int, address: str, mac: str) -> Request:
+    """Have the node know who has an address on a link; it asks nobody and believes nobody."""
+    body = _neighbour(index, address) + attribute(_NDA_MAC, _packed(mac))
+    flags = Flag.ACK | Flag.CREATE | Flag.REPLACE
+    return Request(Kind.NEW_NEIGHBOUR, flags, body, f"saying who has {address}")
+
+
+def delete_neighbour(index: int, address: str) -> Request:
+    """Have the node forget who has an address."""
+    body = _neighbour(index, address)
+    return Request(Kind.DEL_NEIGHBOUR, Flag.ACK, body, f"forgetting who has {address}")
 
 
 def add_route(index: int, destination: str, gateway: str) -> Request:
@@ -311,8 +339,18 @@ def _link(
     if mtu:
         body += attribute(_IFLA_MTU, struct.pack("=I", mtu))
     if mac:
-        body += attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+        body += attribute(_IFLA_ADDRESS, _packed(mac))
     return body
+
+
+def _neighbour(index: int, address: str) -> bytes:
+    given = ipaddress.ip_address(address)
+    body = _NEIGHBOUR.pack(_family(given.version), 0, index, _PERMANENT, 0, 0)
+    return body + attribute(_NDA_ADDRESS, given.packed)
+
+
+def _packed(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _family(version: int) -> int:

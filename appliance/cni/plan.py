@@ -74,7 +74,8 @@ def entry_for(network: Network, attachment: Attachment, netns: str, lease: Lease
         if ipaddress.ip_network(dst).version == pods.network.version
     )
     # Before the link, so that it is the link that goes first when all is undone.
-    gate = (of.Gate(tuple(str(one) for one in lease.addresses)),) if network.gate else ()
+    addresses = tuple(str(one) for one in lease.addresses)
+    gate = (of.Gate(addresses),) if network.gate else ()
     found: list[of.Step] = [
         of.Reserve(attachment),
         network.bridge_step(),
@@ -83,7 +84,7 @@ def entry_for(network: Network, attachment: Attachment, netns: str, lease: Lease
         of.Addresses(netns, attachment.ifname, inside),
         of.Routes(netns, attachment.ifname, links + ways),
         # Open last: nothing of a half-made container reaches the network.
-        of.Port(host, network.bridge),
+        of.Port(host, network.bridge, mac, addresses),
     ]
     return Entry(attachment, netns, Phase.ADDING, tuple(found), 0)
 
@@ -123,6 +124,7 @@ def delete(attachment: Attachment, entry: Entry | None, lease: Lease | None) -> 
     """
     if entry is None:
         addresses = tuple(str(one) for one in lease.addresses) if lease is not None else ()
+        # The node may go on knowing who had them: whoever gets them is known by the same.
         undo: list[of.Undo] = [of.RemoveVeth(of.host_name(attachment))]
         if addresses:
             undo.append(of.Ungate(addresses))

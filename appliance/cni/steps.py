@@ -72,10 +72,15 @@ class Routes(_Step, frozen=True, tag="routes"):
 
 
 class Port(_Step, frozen=True, tag="port"):
-    """Make the host's end a port of the bridge and set it up: from here on packets pass."""
+    """Make the host's end a port of the bridge and set it up: from here on packets pass.
+
+    The node is told whose the addresses and the hardware address are, and believes nobody else.
+    """
 
     host: str
     bridge: str
+    mac: str
+    addresses: tuple[str, ...]
 
 
 class Gate(_Step, frozen=True, tag="gate"):
@@ -93,6 +98,13 @@ class Ungate(_Step, frozen=True, tag="ungate"):
     addresses: tuple[str, ...]
 
 
+class Unlearn(_Step, frozen=True, tag="unlearn"):
+    """Have the node know nobody under these addresses."""
+
+    bridge: str
+    addresses: tuple[str, ...]
+
+
 class RemoveVeth(_Step, frozen=True, tag="remove-veth"):
     """Remove the host's end; the kernel removes the container's, its addresses and routes."""
 
@@ -106,7 +118,7 @@ class Release(_Step, frozen=True, tag="release"):
 
 
 Step = Reserve | Bridge | Veth | Addresses | Routes | Gate | Port
-Undo = Ungate | RemoveVeth | Release
+Undo = Ungate | Unlearn | RemoveVeth | Release
 # What can be put right under a running container. Of its own side nothing is: it is the container's
 # from the moment it starts, and what changed it there is not for us to know.
 REPAIRABLE = (Reserve, Bridge, Port)
@@ -205,6 +217,8 @@ def undo_of(steps: tuple[Step, ...]) -> tuple[Undo, ...]:
                 found.append(Ungate(addresses))
             case Veth(host):
                 found.append(RemoveVeth(host))
+            case Port(_, bridge, _, addresses):
+                found.append(Unlearn(bridge, addresses))
             case Reserve(attachment):
                 found.append(Release(attachment))
             case _:

@@ -43,6 +43,8 @@ class World:
     # Addresses at the gate.
     held: set[str] = field(default_factory=set)
     rules: bool = True
+    # Whose an address is, as the node knows it.
+    known: dict[str, str] = field(default_factory=dict)
     records: dict[Attachment, bytes] = field(default_factory=dict)
     lease_record: bytes = field(default_factory=lambda: ipam.dump(ipam.empty(BOOT)))
     # What the running supervisor has in its memory.
@@ -156,6 +158,9 @@ class World:
                 self._write_leases()
             case steps.Gate(addresses):
                 self.held |= set(addresses)
+            case steps.Unlearn(_, addresses):
+                for one in addresses:
+                    self.known.pop(one, None)
             case steps.Ungate(addresses):
                 self.held -= set(addresses)
             case _:
@@ -178,7 +183,8 @@ class World:
                 self.inside[netns, ifname].up = True
             case steps.Routes(netns, ifname, routes):
                 self.inside[netns, ifname].routes |= set(routes)
-            case steps.Port(host, bridge):
+            case steps.Port(host, bridge, mac, addresses):
+                self.known |= dict.fromkeys(addresses, mac)
                 assert bridge in self.bridges
                 assert host in self.hosts
                 self.hosts[host] = bridge

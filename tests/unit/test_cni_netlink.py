@@ -103,7 +103,26 @@ def test_changes_of_a_link() -> None:
         _, _, body = parts(nl.set_port(4, "that", isolated=isolated))
         info = nl.attributes(nl.attributes(body[16:])[18])
         assert info[4] == b"bridge"
-        assert nl.attributes(info[5]) == {4: b"\1", 33: bytes([isolated])}
+        assert nl.attributes(info[5]) == {4: b"\1", 8: b"\0", 33: bytes([isolated])}
+
+
+def test_who_is_behind_a_port_and_who_has_an_address_is_said_and_not_learnt() -> None:
+    mac = "0a:73:0a:f4:07:02"
+    kind, flags, body = parts(nl.add_behind(4, mac))
+    assert (kind, flags) == (28, Flag.REQUEST | Flag.ACK | Flag.CREATE | Flag.REPLACE)
+    # Family bridge, static, of the bridge that the port is one of.
+    assert struct.unpack_from("=BxHiHBB", body) == (7, 0, 4, 0x40, 4, 0)
+    assert nl.attributes(body[12:])[2].hex(":") == mac
+    for address, family, packed in (("10.244.7.2", 2, 4), ("fd42::2", 10, 16)):
+        kind, _, body = parts(nl.add_neighbour(2, address, mac))
+        assert kind == 28
+        # Permanent.
+        assert struct.unpack_from("=BxHiHBB", body) == (family, 0, 2, 0x80, 0, 0)
+        found = nl.attributes(body[12:])
+        assert (len(found[1]), found[2].hex(":")) == (packed, mac)
+        kind, _, body = parts(nl.delete_neighbour(2, address))
+        assert kind == 29
+        assert nl.attributes(body[12:]) == {1: found[1]}
 
 
 def test_answers_are_told_apart_by_number_and_kind() -> None:
