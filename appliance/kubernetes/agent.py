@@ -41,7 +41,7 @@ TURN_SECONDS = 2.0
 CALM_SECONDS = 5.0
 # After a turn that said something: what it said is the reason for the next one.
 SOON_SECONDS = 0.2
-KUBE_SECONDS = 5.0
+KUBE_SECONDS = 10.0
 
 
 _UNASKED = Part(Kind.WAIT, "the supervisor was not asked yet")

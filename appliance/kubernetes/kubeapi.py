@@ -1,6 +1,7 @@
-"""A small client of the Kubernetes API: HTTPS with a client certificate, a request a connection.
+"""A small client of the Kubernetes API: HTTPS with a client certificate, one connection kept.
 
-It blocks: the agent calls it in a worker thread. Answers are bounded in size and time.
+It blocks: the agent calls it in a worker thread, one call at a time. Answers are bounded in size
+and time. A handshake costs a small server more than the question, so the connection is used again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import ssl
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -27,7 +27,7 @@ from appliance.kubernetes.records import (
     read_nodes,
 )
 
-SECONDS = 15.0
+SECONDS = 30.0
 ANSWER_MAX = 32 * 1024 * 1024
 _READ = 64 * 1024
 _MERGE = "application/merge-patch+json"
@@ -46,6 +46,7 @@ class KubeApi:
         self._where = config.server
         self._seconds = seconds
         self._context = _context(config, scratch)
+        self._connection: http.client.HTTPSConnection | None = None
 
     def ready(self) -> bool:
         """Say whether it serves."""
@@ -93,28 +94,47 @@ class KubeApi:
     def _ask(
         self, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
     ) -> bytes:
-        connection = http.client.HTTPSConnection(
-            self._host, self._port, timeout=self._seconds, context=self._context
-        )
-        deadline = time.monotonic() + self._seconds
-        headers = {"Accept": "application/json", "Connection": "close", "Content-Type": kind}
+        headers = {"Accept": "application/json", "Content-Type": kind}
+        again = self._connection is not None
         try:
-            with closing(connection):
-                connection.request(method, path, body, headers)
-                answer = connection.getresponse()
-                data = self._read(answer, path, deadline)
+            status, data = self._exchange(method, path, body, headers)
         except (OSError, http.client.HTTPException) as error:
+            self.close()
+            if again and not isinstance(error, TimeoutError):
+                # It was closed meanwhile: servers end connections that rest.
+                return self._ask(method, path, body, kind)
             raise KubeApiError(
                 f"the Kubernetes API at {self._where} does not answer: "
                 f"{str(error) or type(error).__name__}",
                 hint="skerry cluster status; journalctl -u skerry-engine-server",
             ) from error
-        if answer.status >= 400:
+        except KubeApiError:
+            self.close()
+            raise
+        if status >= 400:
             raise KubeApiError(
-                f"the Kubernetes API refused {method} {path}: {_said(data, answer.status)}",
-                status=answer.status,
+                f"the Kubernetes API refused {method} {path}: {_said(data, status)}",
+                status=status,
             )
         return data
+
+    def close(self) -> None:
+        """Close the connection; the next question opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        deadline = time.monotonic() + self._seconds
+        if self._connection is None:
+            self._connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._seconds, context=self._context
+            )
+        self._connection.request(method, path, body, headers)
+        answer = self._connection.getresponse()
+        return answer.status, self._read(answer, path, deadline)
 
     def _read(self, answer: http.client.HTTPResponse, path: str, deadline: float) -> bytes:
         data = bytearray()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine
 
@@ -51,6 +52,12 @@ def run(
     return 0
 
 
+def _leave() -> None:
+    """End at once: a thread may wait half a minute for a Kubernetes that does not answer."""
+    sys.stderr.flush()
+    os._exit(0)
+
+
 async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) -> None:
     supervisor = Supervisor(places.socket)
     viewer = Viewer(supervisor)
@@ -81,6 +88,7 @@ async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) 
         await asyncio.gather(*tasks, return_exceptions=True)
         await cni.stop()
         await units.close()
+        _leave()
 
 
 class _Beat:

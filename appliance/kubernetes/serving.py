@@ -48,6 +48,9 @@ class Api(Protocol):
     def perform(self, change: Record | Remove) -> None:
         """Change a node."""
 
+    def close(self) -> None:
+        """Give back what was used."""
+
 
 Connect = Callable[[Kubeconfig], Api]
 
@@ -107,10 +110,10 @@ class KubeSide:
     async def _serve(self, sight: Sight, part: Part, remove: bytes | None) -> KubeFacts:
         cluster = sight.cluster
         api = self._connected(self._places.kubeconfig)
-        if not await asyncio.to_thread(api.ready):
+        if not self.facts.serves and not await asyncio.to_thread(api.ready):
             return KubeFacts(own=self.facts.own, engine=self._without_api(cluster))
         nodes = await asyncio.to_thread(api.nodes)
-        lease = await asyncio.to_thread(api.lease)
+        lease = None if _alone(part) else await asyncio.to_thread(api.lease)
         revoked = await self._viewer.revoked(records.unknown(nodes, cluster))
         decided = records.decide(nodes, cluster, revoked | _text_id(nodes, remove))
         problems = list(decided.problems)
@@ -135,11 +138,10 @@ class KubeSide:
     ) -> Engine:
         own = read_id(cluster.document.node_id) or b""
         shared = {read_id(one.node_id) or b"" for one in nodes if one.keeps_state} - {b""}
-        alone = not part.embedded and part.join is None
+        alone = _alone(part)
         return Engine(
             has_data=self.has_data(),
             addresses=cluster.document.addresses[:2],
-            # Whoever keeps the state alone needs no lease to be the first.
             leader=alone or (lease is not None and lease.holder_node == cluster.document.name),
             term=0 if alone or lease is None else lease.transitions,
             members=frozenset(shared | {own}),
@@ -158,6 +160,8 @@ class KubeSide:
         if text is None:
             raise KubernetesError(f"there is no {path} yet")
         if self._api is None or self._api[0] != text:
+            if self._api is not None:
+                self._api[1].close()
             self._api = (text, self._connect(read_kubeconfig(text, str(path))))
         return self._api[1]
 
@@ -165,6 +169,11 @@ class KubeSide:
 def server_url(address: str, port: int) -> str:
     """Return the URL of an API."""
     return f"https://{bracketed(address)}:{port}"
+
+
+def _alone(part: Part) -> bool:
+    """Say whether this server keeps the state alone: it needs no lease to be the first."""
+    return not part.embedded and part.join is None
 
 
 def _named(nodes: tuple[NodeObject, ...], name: str) -> NodeObject | None:

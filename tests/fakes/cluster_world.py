@@ -235,6 +235,9 @@ class FakeApi:
     def lease(self) -> Lease | None:
         return None
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def perform(self, change: Record | Remove) -> None:
         self.changes.append(change)
         if isinstance(change, Remove):

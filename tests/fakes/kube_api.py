@@ -66,6 +66,7 @@ class Api(http.server.BaseHTTPRequestHandler):
     """The answers."""
 
     nodes: Path
+    protocol_version = "HTTP/1.1"
 
     def _load(self) -> dict[str, Any]:
         return dict(json.loads(self.nodes.read_text())) if self.nodes.exists() else {}
