@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from skerry import __version__, console
 
 if TYPE_CHECKING:
+    from image.board import Architecture
     from image.build import Wanted
 
 
@@ -25,6 +26,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     lock = commands.add_parser("lock", help="lock the archive's current Debian packages")
     lock.add_argument("architecture", nargs="*", help="amd64, arm64 (default: both)")
     lock.set_defaults(handler=_lock)
+    container = commands.add_parser(
+        "oci", help="overlay and pod networking as a container image, with its DaemonSet"
+    )
+    container.add_argument("architecture", nargs="?", default="amd64", help="(amd64) or arm64")
+    container.add_argument(
+        "--name",
+        default=f"skerry.local/skerry:{__version__}",
+        help="what the image is called (%(default)s)",
+    )
+    container.add_argument("--output", type=Path, metavar="DIR", help="where to (build/oci)")
+    container.set_defaults(handler=_oci)
     boards = commands.add_parser("boards", help="list the boards")
     boards.set_defaults(handler=_boards)
     tools = commands.add_parser("tools", help="make the tools root, or run a command in it")
@@ -108,17 +120,35 @@ def _lock(arguments: argparse.Namespace) -> None:
     from image.artifacts import cache_directory
     from image.board import Architecture
     from image.build import refresh_lock
-    from skerry.errors import UsageError
 
     names = arguments.architecture or [item.value for item in Architecture]
-    for name in names:
-        if name not in {item.value for item in Architecture}:
-            raise UsageError(f"there is no architecture {name!r}", hint="amd64 or arm64")
-    for name in names:
+    for name in [_architecture(name).value for name in names]:
         path, changed = refresh_lock(name, cache_directory() / "logs" / f"lock-{name}.log")
         console.note(f"{path}: {len(changed)} changed")
         for item in changed:
             console.note(f"  {item.name}: {item.locked or '-'} -> {item.used or '-'}")
+
+
+def _oci(arguments: argparse.Namespace) -> None:
+    from image import foreign
+    from image.artifacts import REPOSITORY
+
+    output = arguments.output or REPOSITORY / "build" / "oci"
+    with _disk_trouble():
+        made = foreign.make(
+            _architecture(arguments.architecture), arguments.name, output.absolute()
+        )
+    size = console.format_size(made.archive.stat().st_size)
+    console.note(f"{made.archive} ({size}), {made.manifest}")
+
+
+def _architecture(name: str) -> Architecture:
+    from image.board import Architecture
+    from skerry.errors import UsageError
+
+    if name not in {item.value for item in Architecture}:
+        raise UsageError(f"there is no architecture {name!r}", hint="amd64 or arm64")
+    return Architecture(name)
 
 
 def _boards(_arguments: argparse.Namespace) -> None:

@@ -200,8 +200,12 @@ def make_base(
     *,
     log: Path,
     epoch: int,
+    only: Sequence[str] = (),
 ) -> None:
-    """Make the tar file of a Debian root of exactly these packages, without any network."""
+    """Make the tar file of a Debian root of exactly these packages, without any network.
+
+    With ``only``: of these among them, what they depend on, and what is essential.
+    """
     store = Store()
     repository = output.with_suffix(".repository")
     shutil.rmtree(repository, ignore_errors=True)
@@ -218,7 +222,7 @@ def make_base(
                 "REPOSITORY": str(repository),
                 "OUTPUT": str(output),
                 "ARCHITECTURE": architecture.value,
-                "INCLUDE": ",".join(package.name for package in installed),
+                "INCLUDE": ",".join(only or [package.name for package in installed]),
                 "SOURCE_DATE_EPOCH": str(epoch),
                 # The initrd is our own; Debian's generator would take minutes under emulation.
                 "INITRD": "No",

@@ -1,7 +1,7 @@
 """Makes container images (OCI image format 1.1) as archives: small, and the same bytes each time.
 
-One uncompressed layer per image: the root file system that carries the archive compresses it, and a
-node that unpacks it has less to do. No times, no users but numbers, files in order of their names::
+Layers are not compressed: the root file system that carries the archive does that, and a node has
+less to do. No times, no users but numbers, files in the order of their names::
 
     image = Image(("skerry.local/pause:1",), "amd64", {"/pause": File(path)}, ("/pause",))
     write(image, Path("pause.tar"))
@@ -14,7 +14,7 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -60,7 +60,8 @@ class Image:
     """One image for one architecture (Go's name of it, which is Debian's for ours).
 
     ``names``: whole names with tags, all for the same content. ``entries``: absolute paths.
-    ``user``: ``UID:GID``; empty is root.
+    ``user``: ``UID:GID``; empty is root. ``below``: finished layers (tar files), the lowest first,
+    on which the entries lie.
     """
 
     names: tuple[str, ...]
@@ -72,6 +73,7 @@ class Image:
     environment: tuple[str, ...] = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin",)
     directory: str = "/"
     labels: Mapping[str, str] = field(default_factory=dict)
+    below: tuple[Path, ...] = ()
 
 
 def write(image: Image, output: Path) -> str:
@@ -80,20 +82,19 @@ def write(image: Image, output: Path) -> str:
         if ":" not in name.rpartition("/")[2]:
             raise BuildError(f"the image name {name!r} has no tag")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=output.parent) as layer:
+    with tempfile.NamedTemporaryFile(dir=output.parent) as layer:
         _write_tree(layer, image.entries)
-        size = layer.tell()
-        layer.seek(0)
-        layer_digest = hashlib.file_digest(layer, "sha256").hexdigest()
-        layer.seek(0)
-        config = _json(_configuration(image, layer_digest))
+        layer.flush()
+        layers = [*(_Layer.of(path) for path in image.below), _Layer.of(Path(layer.name))]
+        config = _json(_configuration(image, layers))
         manifest = _json(
             {
                 "schemaVersion": 2,
                 "mediaType": _MANIFEST,
                 "config": _descriptor(_CONFIG, config),
                 "layers": [
-                    {"mediaType": _LAYER, "digest": f"sha256:{layer_digest}", "size": size},
+                    {"mediaType": _LAYER, "digest": f"sha256:{one.sha256}", "size": one.size}
+                    for one in layers
                 ],
             }
         )
@@ -103,14 +104,29 @@ def write(image: Image, output: Path) -> str:
             _add(archive, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
             _add(archive, "index.json", index)
             for blob in (manifest, config):
-                _add(archive, f"blobs/sha256/{_sha256(blob)}", blob)
-            entry = _member(f"blobs/sha256/{layer_digest}", 0o644)
-            entry.size = size
-            archive.addfile(entry, layer)
-    return f"sha256:{_sha256(manifest)}"
+                _add(archive, f"blobs/sha256/{digest(blob)}", blob)
+            for one in {one.sha256: one for one in layers}.values():
+                entry = _member(f"blobs/sha256/{one.sha256}", 0o644)
+                entry.size = one.size
+                with one.path.open("rb") as blob_file:
+                    archive.addfile(entry, blob_file)
+    return f"sha256:{digest(manifest)}"
 
 
-def _configuration(image: Image, layer_digest: str) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    path: Path
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> _Layer:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(path, path.stat().st_size, digest)
+
+
+def _configuration(image: Image, layers: Sequence[_Layer]) -> dict[str, object]:
     run: dict[str, object] = {
         "Entrypoint": list(image.entrypoint),
         "Env": list(image.environment),
@@ -126,7 +142,7 @@ def _configuration(image: Image, layer_digest: str) -> dict[str, object]:
         "architecture": image.architecture,
         "os": "linux",
         "config": run,
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{one.sha256}" for one in layers]},
     }
 
 
@@ -143,10 +159,11 @@ def _index(image: Image, manifest: bytes) -> dict[str, object]:
 
 
 def _descriptor(kind: str, blob: bytes) -> dict[str, object]:
-    return {"mediaType": kind, "digest": f"sha256:{_sha256(blob)}", "size": len(blob)}
+    return {"mediaType": kind, "digest": f"sha256:{digest(blob)}", "size": len(blob)}
 
 
-def _sha256(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 

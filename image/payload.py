@@ -203,21 +203,26 @@ def _compose(
     if parts:
         lay_over(kubernetes.OVERLAY, directory)
         kubernetes.lay_out(parts, directory)
-    home = directory / HOME
-    for package in SHIPPED:
-        lay_over(REPOSITORY / package, home / package)
-    lay_over(wheels_directory, home / "site")
+    lay_program(directory, wheels_directory)
     for name, text in made_files(board, release, keyring).items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o644)
+    for overlay in overlays:
+        lay_over(overlay, directory)
+
+
+def lay_program(directory: Path, wheels_directory: Path) -> None:
+    """Put ``skerry`` into a tree: our packages, their dependencies, what starts them."""
+    home = directory / HOME
+    for package in SHIPPED:
+        lay_over(REPOSITORY / package, home / package)
+    lay_over(wheels_directory, home / "site")
     (directory / "usr/bin").mkdir(parents=True, exist_ok=True)
     launcher = directory / "usr/bin/skerry"
     launcher.write_text(_LAUNCHER)
     launcher.chmod(0o755)
-    for overlay in overlays:
-        lay_over(overlay, directory)
 
 
 def made_files(board: Board, release: Release, keyring: str) -> dict[str, str]:

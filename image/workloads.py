@@ -179,4 +179,7 @@ def _key(image: Image) -> str:
     rest = (image.names, image.architecture, image.entrypoint, image.arguments, image.user)
     rest_too = (image.environment, image.directory, dict(image.labels))
     state.update(json.dumps((*rest, *rest_too)).encode())
+    for layer in image.below:
+        with layer.open("rb") as file:
+            state.update(hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()[:16]

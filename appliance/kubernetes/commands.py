@@ -14,6 +14,11 @@ def register(subparsers: Actions) -> None:
     actions = group(subparsers, "cluster", "Kubernetes on this node, and in this network")
     run = actions.add_parser("run", help="the cluster agent (the unit skerry-cluster does)")
     run.add_argument("--debug", action="store_true", help="log more")
+    run.add_argument(
+        "--pods-only",
+        action="store_true",
+        help="pod networking alone: Kubernetes is somebody else's (docs/cni.md)",
+    )
     run.set_defaults(handler=_run)
     status = actions.add_parser("status", help="what Kubernetes does on this node")
     status.add_argument("--json", action="store_true", help="the whole document, for machines")
@@ -49,6 +54,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from appliance.kubernetes.launch import run
     from appliance.kubernetes.places import Places
 
+    if arguments.pods_only:
+        from appliance.kubernetes.no_units import NoUnits
+
+        return run(Places(), units=NoUnits(), debug=arguments.debug)
     return run(Places(), debug=arguments.debug)
 
 

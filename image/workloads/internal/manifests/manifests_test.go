@@ -19,6 +19,9 @@ import (
 
 const folder = "../../../../rootfs_kubernetes/usr/share/skerry/manifests"
 
+// for clusters that do not run our image
+const foreign = "../../../foreign/skerry.yaml"
+
 var filledIn = map[string]string{
 	"@CLUSTER_DNS@":    "10.43.0.10",
 	"@CLUSTER_DOMAIN@": "cluster.local",
@@ -30,6 +33,7 @@ func kinds() map[string]any {
 		"ClusterRole":        &rbac.ClusterRole{},
 		"ClusterRoleBinding": &rbac.ClusterRoleBinding{},
 		"ConfigMap":          &core.ConfigMap{},
+		"DaemonSet":          &apps.DaemonSet{},
 		"Deployment":         &apps.Deployment{},
 		"Namespace":          &core.Namespace{},
 		"Pod":                &core.Pod{},
@@ -186,4 +190,31 @@ func TestTheNameServersAddressIsTheClustersDNS(t *testing.T) {
 		}
 	}
 	t.Error("there is no Service")
+}
+
+func TestTheDaemonSetForOthers(t *testing.T) {
+	content, err := os.ReadFile(foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, document := range strings.Split(string(content), "\n---\n") {
+		set, ok := decode(t, document).(*apps.DaemonSet)
+		if !ok {
+			continue
+		}
+		volumes := map[string]bool{}
+		for _, volume := range set.Spec.Template.Spec.Volumes {
+			volumes[volume.Name] = true
+		}
+		pod := set.Spec.Template.Spec
+		for _, container := range append(pod.InitContainers, pod.Containers...) {
+			for _, mount := range container.VolumeMounts {
+				if !volumes[mount.Name] {
+					t.Errorf("%s wants a volume %s", container.Name, mount.Name)
+				}
+			}
+		}
+		return
+	}
+	t.Error("there is no DaemonSet")
 }

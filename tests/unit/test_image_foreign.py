@@ -1,0 +1,109 @@
+"""The image and the DaemonSet for clusters that do not run our image."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from appliance.cni.service import RUN_DIR
+from appliance.kubernetes.no_units import NoUnits
+from appliance.kubernetes.places import SERVER_UNIT, Places
+from image import foreign
+from image.board import Architecture
+from image.errors import BuildError
+from image.oci import Directory, File, Link
+from skerry.__main__ import build_parser
+
+
+def test_the_manifest_names_the_image_everywhere() -> None:
+    text = foreign.manifest("registry.example/skerry:1.0")
+    assert text.count('image: "registry.example/skerry:1.0"') == 3
+    assert not re.search(r"@[A-Z]+@", text)
+
+
+def test_what_the_manifest_calls_are_our_commands() -> None:
+    text = foreign.MANIFEST.read_text()
+    (supervisor,) = re.findall(r"args:\n((?: +- \S+\n)+)", text)
+    words = re.findall(r"- (\S+)", supervisor)
+    found = build_parser().parse_args(words)
+    assert str(found.token_file) == "/etc/skerry/token.txt"
+    assert str(found.wireguard_go) == "/usr/lib/skerry/bin/wireguard-go"
+    (agent,) = re.findall(r"args: \[(.*)\]", text)
+    assert build_parser().parse_args(agent.split(", ")).pods_only
+
+
+def test_the_pods_part_has_all_folders_of_the_agent() -> None:
+    _, _, pods = foreign.MANIFEST.read_text().partition("- name: pods\n")
+    mounts = set(re.findall(r"mountPath: (\S+)", pods))
+    places = Places()
+    assert {
+        *(str(places.run_dir), str(places.data_dir), str(places.conflist.parent)),
+        *(str(RUN_DIR), str(places.socket.parent), "/run/netns"),
+    } <= mounts
+    # Namespaces that the runtime makes later have to be seen as well.
+    assert re.search(r"mountPath: /run/netns\n +mountPropagation: HostToContainer", pods)
+
+
+def test_nothing_in_it_asks_kubernetes_or_is_privileged() -> None:
+    text = foreign.MANIFEST.read_text()
+    assert "privileged: true" not in text
+    assert text.count("allowPrivilegeEscalation: false") == 3
+    assert text.count("drop: [ALL]") == 3
+    assert text.count("automountServiceAccountToken: false") == 2
+    assert "kind: ClusterRole" not in text
+
+
+@pytest.mark.parametrize("name", ["skerry", "skerry:", "skerry/x", "a b/c:1", "Upper/x:1", "/x:1"])
+def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BuildError, match="no whole name"):
+        foreign.make(Architecture.AMD64, name, tmp_path)
+
+
+def test_a_tree_becomes_entries(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir(mode=0o700)
+    (tmp_path / "bin/tool").write_text("x")
+    (tmp_path / "bin/tool").chmod(0o700)
+    (tmp_path / "bin/link").symlink_to("tool")
+    (tmp_path / "text").write_text("y")
+    (tmp_path / "text").chmod(0o600)
+    assert foreign.entries(tmp_path) == {
+        "/bin": Directory(0o755),
+        "/bin/link": Link("tool"),
+        "/bin/tool": File(tmp_path / "bin/tool", 0o755),
+        "/text": File(tmp_path / "text", 0o644),
+    }
+
+
+def test_plugins_are_put_beside_others(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    for name in ("skerry-cni", "portmap", "loopback"):
+        (ours / name).write_text(f"our {name}")
+    (theirs / "portmap").write_text("their portmap")
+    (theirs / "skerry-cni").write_text("old")
+    script = foreign.INSTALLER.read_text().replace("/usr/lib/cni", str(ours))
+    subprocess.run(["sh", "-c", script, "install-cni", str(theirs)], check=True)
+    found = {path.name: path.read_text() for path in theirs.iterdir()}
+    assert found == {
+        "portmap": "their portmap",
+        "skerry-cni": "our skerry-cni",
+        "loopback": "our loopback",
+    }
+    assert (theirs / "loopback").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.anyio
+async def test_without_units_none_is_there_and_none_is_started() -> None:
+    from appliance.kubernetes.errors import UnitError
+    from appliance.kubernetes.keeper import Unit
+
+    units = NoUnits()
+    assert [one.state for one in await units.facts(SERVER_UNIT, "x")] == [Unit.MISSING] * 2
+    with pytest.raises(UnitError, match="pods-only"):
+        await units.start(SERVER_UNIT)
+    await units.stop(SERVER_UNIT)
+    await units.close()
