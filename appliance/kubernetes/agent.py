@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from appliance.cluster import cluster_entries, conflist, roles
 from appliance.cluster.cluster_entries import Kept as KeptFile
+from appliance.cluster.growth import Engine
 from appliance.cluster.recorded import Verdict
 from appliance.cluster.sight import Decision, Memory
 from appliance.cluster.sight import Kind as Decided
@@ -25,12 +26,13 @@ from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.keeper import UNITS, Wanted
 from appliance.kubernetes.looking import Sight, Viewer
-from appliance.kubernetes.part import Kind, Part, part_of, view_of
+from appliance.kubernetes.part import Kind, Part, part_of, view_of, was_removed
 from appliance.kubernetes.places import API_PORT, Places
 from appliance.kubernetes.pods import CniHost
 from appliance.kubernetes.report import State
 from appliance.kubernetes.sealing import Sealer
 from appliance.kubernetes.serving import KubeFacts, KubeSide, server_url
+from appliance.ledger.assigned import read_id
 from appliance.problem import Problem
 from provisioning import codec
 
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 TURN_SECONDS = 2.0
 # Where all is as it should be, a look costs more than it finds.
 CALM_SECONDS = 5.0
+# After so many starts in vain a server asks whether the others took it out.
+REMOVED_ATTEMPTS = 3
 # After a turn that said something: what it said is the reason for the next one.
 SOON_SECONDS = 0.2
 KUBE_SECONDS = 10.0
@@ -147,7 +151,7 @@ class Agent:
                 self._clock(),
                 int(self._wall() * 1000),
                 kept=kept,
-                engine=replace(self._kube.facts.engine, has_data=self._kube.has_data()),
+                engine=self._engine_facts(sight),
                 memory=self._memory,
                 orders=sight.orders,
             )
@@ -160,6 +164,13 @@ class Agent:
         self._memory = decision.memory
         self._spoke = bool(decision.writes) or decision.keep is not None
         return decision
+
+    def _engine_facts(self, sight: Sight) -> Engine:
+        facts, has_data = self._kube.facts, self._kube.has_data()
+        own = read_id(sight.cluster.document.node_id) or b""
+        failing = not facts.serves and self._engine.attempts >= REMOVED_ATTEMPTS
+        removed = has_data and failing and was_removed(cluster_entries.read(sight.said), own)
+        return replace(facts.engine, has_data=has_data, removed=removed)
 
     def _kept(self) -> KeptFile:
         data = files.read(self._places.kept, cluster_entries.FILE_MAX + 1)

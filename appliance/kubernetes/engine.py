@@ -17,6 +17,7 @@ from appliance.kubernetes.keeper import (
     RemoveConfig,
     RemoveConflist,
     Restart,
+    SetAside,
     Start,
     Step,
     Stop,
@@ -59,11 +60,12 @@ class EngineKeeper:
         self._attempts = Attempts()
         self._begun: float | None = None
         self._prepared = False
+        self._restarts = 0
 
     @property
     def attempts(self) -> int:
-        """How often the engine was started in a row."""
-        return self._attempts.count
+        """How often the engine was started in a row, by us or by systemd."""
+        return max(self._attempts.count, self._restarts)
 
     async def prepare(self) -> None:
         """Have the container images brought in before the engine needs them; once."""
@@ -92,6 +94,7 @@ class EngineKeeper:
                 is not None
             },
             pods.state,
+            places.state.is_dir(),
         )
 
     async def keep(self, wanted: Wanted) -> Kept:
@@ -117,6 +120,8 @@ class EngineKeeper:
 
     def _count(self, wanted: Wanted, machine: Machine, now: float) -> None:
         """Forget the failures of an engine that has run for a while."""
+        unit = keeper.UNITS.get(wanted.part.kind)
+        self._restarts = 0 if unit is None else machine.unit(unit).restarts
         if not keeper.settled(machine, wanted.part):
             self._begun = None
         elif self._begun is None:
@@ -144,6 +149,9 @@ class EngineKeeper:
             case PlaceManifest(name, text):
                 await asyncio.to_thread(files.write, places.engine_manifests / name, text.encode())
                 log.info("the manifest %s is given to the engine", name)
+            case SetAside():
+                aside = files.set_aside(places.state)
+                log.warning("the state of a server that was replaced is kept at %s", aside)
             case Start(unit, digest):
                 self._attempts = self._attempts.again(now)
                 log.info("starting %s (attempt %d)", unit, self._attempts.count)

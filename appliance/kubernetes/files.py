@@ -72,3 +72,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise FileTroubleError(f"{path} can't be removed: {error.strerror or error}") from error
+
+
+def set_aside(folder: Path) -> Path:
+    """Give a folder another name beside it, and return that. Raises FileTroubleError."""
+    for number in range(1, 100):
+        aside = folder.with_name(f"{folder.name}.replaced-{number}")
+        if not aside.exists():
+            try:
+                return folder.rename(aside)
+            except OSError as error:
+                raise FileTroubleError(
+                    f"{folder} can't be moved aside: {error.strerror or error}"
+                ) from error
+    raise FileTroubleError(f"{folder} was moved aside too often", hint="remove old ones")

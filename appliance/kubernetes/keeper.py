@@ -63,6 +63,7 @@ class Machine:
     conflist: bytes | None = None
     manifests: Mapping[str, str] = field(default_factory=dict)
     pods: Unit = Unit.INACTIVE
+    has_data: bool = False
 
     def unit(self, name: str) -> UnitFacts:
         """Return one of the engine's two."""
@@ -138,6 +139,11 @@ class PlaceManifest:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """Move the engine's server state away: it is of a server that the others replaced."""
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Start a unit, and remember for which configuration."""
 
@@ -166,6 +172,7 @@ Step = (
     | WriteConflist
     | RemoveConflist
     | PlaceManifest
+    | SetAside
     | Start
     | Restart
     | Stop
@@ -197,6 +204,9 @@ def _pods(wanted: Wanted, machine: Machine) -> tuple[Step, ...]:
 
 
 def _engine(wanted: Wanted, machine: Machine, attempts: Attempts, now: float) -> tuple[Step, ...]:
+    if wanted.part.reset and machine.has_data:
+        running = [name for name in UNITS.values() if machine.unit(name).state.runs]
+        return tuple(Stop(one) for one in running) or (SetAside(),)
     if wanted.part.kind is Kind.WAIT:
         return ()
     unit = UNITS.get(wanted.part.kind)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from appliance.cluster import cluster_entries
-from appliance.cluster.cluster_entries import Kept
-from appliance.cluster.growth import Engine
+from appliance.cluster.cluster_entries import Entries, Kept, RunsAs
+from appliance.cluster.growth import Engine, latest
 from appliance.cluster.sight import CLUSTER_LABEL, Decision, Member, Memory, Orders, View, Wanted
 from appliance.cluster.sight import Kind as Decided
 from appliance.kubernetes.facts import MemberFacts
@@ -126,3 +126,15 @@ def stay_with(current: str | None, servers: Sequence[str]) -> str | None:
     if current is not None and current in servers:
         return current
     return servers[0] if servers else None
+
+
+def was_removed(entries: Entries, own: bytes) -> bool:
+    """Say whether the others took this server out: their latest plan does without it.
+
+    Asked only of a server whose engine does not come up.
+    """
+    role = entries.roles.get(own)
+    if role is None or role.role != RunsAs.SERVER.value:
+        return False
+    plan = latest(entries.plans.values(), role.cluster_id)
+    return plan is not None and own not in plan.servers and plan.joining != own

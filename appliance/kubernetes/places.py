@@ -62,6 +62,11 @@ class Places:
         return self.data_dir / "server/manifests"
 
     @property
+    def state(self) -> Path:
+        """What a server has of the cluster: keys and datastore."""
+        return self.data_dir / "server"
+
+    @property
     def server_token(self) -> Path:
         """The engine's own token file: ``K10HASH::server:SECRET``."""
         return self.data_dir / "server/node-token"

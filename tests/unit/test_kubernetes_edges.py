@@ -78,6 +78,16 @@ def test_a_link_in_the_place_of_the_new_file_leads_nowhere(tmp_path: Path) -> No
     assert victim.read_text() == "untouched"
 
 
+def test_what_is_set_aside_is_kept(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / "server").mkdir()
+        (tmp_path / "server/state").write_text(str(number))
+        assert files.set_aside(tmp_path / "server") == tmp_path / f"server.replaced-{number}"
+    assert (tmp_path / "server.replaced-1/state").read_text() == "1"
+    with pytest.raises(FileTroubleError):
+        files.set_aside(tmp_path / "server")
+
+
 # Manifests, tokens, kubeconfigs
 
 

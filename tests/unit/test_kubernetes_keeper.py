@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from appliance.cluster.cluster_entries import Entries, Plan, Role
 from appliance.kubernetes import keeper
 from appliance.kubernetes.keeper import (
     Attempts,
@@ -15,6 +16,7 @@ from appliance.kubernetes.keeper import (
     RemoveConfig,
     RemoveConflist,
     Restart,
+    SetAside,
     Start,
     Step,
     Stop,
@@ -24,7 +26,7 @@ from appliance.kubernetes.keeper import (
     WriteConfig,
     WriteConflist,
 )
-from appliance.kubernetes.part import Kind, Part
+from appliance.kubernetes.part import Kind, Part, was_removed
 from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 
 SERVER = Part(Kind.SERVER, "it founds", founds=True)
@@ -96,6 +98,31 @@ def test_who_is_out_stops_and_keeps_no_token() -> None:
     assert do(wanted, Machine(OFF, OFF)) == ()
     # The pods go when nobody would start them again.
     assert do(wanted, Machine(OFF, OFF, pods=Unit.ACTIVE)) == (Stop(PODS_SLICE),)
+
+
+def test_a_replaced_server_sets_its_state_aside_and_joins_anew() -> None:
+    anew = Wanted(Part(Kind.SERVER, "taken in anew", join="10.10.0.1", reset=True), CONFIG, b"{}")
+    there = replace(running(), has_data=True)
+    assert do(anew, there) == (Stop(SERVER_UNIT),)
+    assert do(anew, replace(there, server=OFF)) == (SetAside(),)
+    assert Start(SERVER_UNIT, keeper.digest(SERVER_UNIT, CONFIG)) in do(
+        anew, replace(there, server=OFF, has_data=False)
+    )
+
+
+def test_only_a_plan_that_does_without_it_takes_a_server_out() -> None:
+    own, other, cluster = bytes([1]) * 16, bytes([2]) * 16, bytes(16)
+    server = Role(1, cluster, "server", begun=True)
+
+    def removed(role: Role, *servers: bytes, joining: bytes | None = None) -> bool:
+        plan = Plan(1, cluster, 4, tuple(sorted(servers)), joining)
+        return was_removed(Entries(roles={own: role}, plans={other: plan}), own)
+
+    assert removed(server, other)
+    assert not removed(server, own, other)
+    assert not removed(server, other, joining=own)
+    assert not removed(Role(1, cluster, "agent", begun=False), other)
+    assert not was_removed(Entries(roles={own: server}), own)
 
 
 def test_a_refused_range_takes_the_cni_configuration_away() -> None:
