@@ -15,6 +15,7 @@ import (
 	"github.com/k3s-io/kine/pkg/drivers/generic"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/server"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"k8s.io/klog/v2"
@@ -25,7 +26,11 @@ type Running struct {
 	Endpoints []string
 	// CAFile, CertFile and KeyFile are empty where no network is between.
 	CAFile, CertFile, KeyFile string
-	stop                      func()
+	// Several says that other servers may share it; Members then knows them.
+	Several bool
+	Members clientv3.Cluster
+	own     uint64
+	stop    func()
 }
 
 // Stop ends it; the API server has to have ended before.

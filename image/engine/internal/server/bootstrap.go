@@ -101,6 +101,7 @@ func bindings() []binding {
 		{name: "skerry:cluster-info", namespace: "kube-public", user: "system:anonymous", rules: get("configmaps", "cluster-info")},
 		{name: "skerry:cluster", namespace: cluster.Namespace, group: "system:nodes", rules: get("configmaps", cluster.ConfigMap)},
 		{name: "skerry:cluster-joining", namespace: cluster.Namespace, group: cluster.JoiningGroup, rules: get("configmaps", cluster.ConfigMap)},
+		{name: "skerry:cluster-serving", namespace: cluster.Namespace, group: cluster.ServerGroup, rules: get("configmaps", cluster.ConfigMap)},
 		{name: "skerry:server-bootstrap", namespace: cluster.Namespace, group: cluster.ServerGroup, rules: get("secrets", cluster.ServerSecret)},
 	}
 }

@@ -45,6 +45,11 @@ func Run(ctx context.Context, o *config.Options, notifier *notify.Notifier) erro
 	if err := os.MkdirAll(o.ServerDir(), 0o700); err != nil {
 		return fmt.Errorf("making the data directory: %w", err)
 	}
+	if o.Join != "" {
+		if err := receive(ctx, o); err != nil {
+			return cause(ctx, err)
+		}
+	}
 	secrets, err := ensureSecrets(o)
 	if err != nil {
 		return err
@@ -59,12 +64,21 @@ func Run(ctx context.Context, o *config.Options, notifier *notify.Notifier) erro
 	if err := secrets.write(o, certificates.serving.PEM); err != nil {
 		return err
 	}
-	store, err := datastore.StartKine(o.ServerDir("db"))
+	inner, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	store, err := openStore(inner, o, certificates, func(err error) { cancel(err) })
 	if err != nil {
-		return err
+		return cause(inner, err)
 	}
 	defer store.Stop()
-	return serve(ctx, o, certificates, secrets, store, notifier)
+	return serve(inner, o, certificates, secrets, store, notifier)
+}
+
+func factsOf(o *config.Options, clientCA string) cluster.Facts {
+	return cluster.Facts{
+		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain,
+		NetworkPolicy: !o.NoNetworkPolicy, ClientCA: clientCA,
+	}
 }
 
 // serve runs everything above the datastore, and ends it in order.
@@ -83,7 +97,7 @@ func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, 
 	if err != nil {
 		return err
 	}
-	upper, err := prepareUpper(o, p, o.ClusterInit)
+	upper, err := prepareUpper(o, p, store.Several)
 	if err != nil {
 		return err
 	}
@@ -119,22 +133,28 @@ func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, 
 		ended = append(ended, component.Supervise(ctx, name, run, failed))
 	}
 
-	facts := cluster.Facts{
-		ClusterCIDRs: o.ClusterCIDRs, ServiceCIDRs: o.ServiceCIDRs, ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain,
-		NetworkPolicy: !o.NoNetworkPolicy, ClientCA: string(p.client.PEM),
-	}
+	facts := factsOf(o, string(p.client.PEM))
 	public := "https://" + net.JoinHostPort(publicAddress(o), strconv.Itoa(o.Port))
 	if err := keepObjects(ctx, client, secrets.joinTokens(), facts, public, p.serving.PEM); err != nil {
 		return cause(ctx, err)
 	}
+	if store.Several {
+		if err := publish(ctx, client, secrets.serverKeys, o.ServerDir("tls")); err != nil {
+			return cause(ctx, fmt.Errorf("keeping what servers share: %w", err))
+		}
+	}
 	notifier.Ready("the API server answers, nodes can join")
-	for name, run := range map[string]component.Runner{
+	parts := map[string]component.Runner{
 		"certificate approval": func(ctx context.Context) error { return approve.Run(ctx, client) },
 		"manifests": func(ctx context.Context) error {
 			return addons.Run(ctx, engine, addons.Settings{Folder: o.ServerDir("manifests"), State: o.ServerDir("manifests.json"), Disabled: o.Disable})
 		},
 		"node role": func(ctx context.Context) error { return labelNode(ctx, client, o) },
-	} {
+	}
+	if store.Several {
+		parts["datastore members"] = func(ctx context.Context) error { return removeMembers(ctx, client, store, o.NodeName) }
+	}
+	for name, run := range parts {
 		ended = append(ended, component.Supervise(ctx, name, run, failed))
 	}
 	node, err := agent.Start(ctx, o, agent.Credentials{Server: localServer(o), CA: p.serving.PEM, Issuer: p.client}, facts, failed)
