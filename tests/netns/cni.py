@@ -205,7 +205,7 @@ class CniNode:
         assert self.process is not None
         if not (self.run_dir / "fuse").exists():
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+                self.process.wait(20)
         if self.process.poll() is None:
             return False
         assert self.process.returncode == -signal.SIGKILL, self.log.read_text()
