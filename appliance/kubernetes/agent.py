@@ -281,11 +281,14 @@ class Agent:
         last = self._last
         if part.kind not in UNITS or last.sight is None or ready:
             return part.why
-        if last.sight.cluster.range is None:
+        if last.wanted.config is not None or last.wanted.problems:
+            return part.why
+        cluster = last.sight.cluster
+        if cluster.range is None:
             return f"{part.why}; it has no pod range yet"
-        if self._sealer.keys(last.sight, part) is None:
-            return f"{part.why}; no server has sealed a join token for it yet"
-        return part.why
+        if not cluster.node_addresses:
+            return f"{part.why}; it has no address yet"
+        return f"{part.why}; no server has sealed a join token for it yet"
 
     def _api(self, part: Part) -> str:
         if part.join is not None:

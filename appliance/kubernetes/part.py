@@ -111,7 +111,7 @@ def part_of(decision: Decision, joined: str | None) -> Part:
         decision.why,
         decision.hint,
         founds=decision.kind is Decided.FOUND,
-        join=stay_with(joined, decision.join),
+        join=None if decision.kind is Decided.FOUND else stay_with(joined, decision.join),
         embedded=decision.cluster_init,
         reset=decision.reset,
         problems=decision.problems,
@@ -119,13 +119,13 @@ def part_of(decision: Decision, joined: str | None) -> Part:
 
 
 def stay_with(current: str | None, servers: Sequence[str]) -> str | None:
-    """Return which server to join through: the current one as long as it is one of them.
+    """Return which server to join through: the current one as long as no other is called for.
 
     A change restarts the engine, so nothing changes without need.
     """
-    if current is not None and current in servers:
+    if current in servers or not servers:
         return current
-    return servers[0] if servers else None
+    return servers[0]
 
 
 def was_removed(entries: Entries, own: bytes) -> bool:

@@ -22,6 +22,7 @@ from appliance.kubernetes.serving import server_url
 log = logging.getLogger(__name__)
 
 _TOKEN_MAX = 4096
+_CONFIG_MAX = 256 * 1024
 # An entry of the bucket `cluster`, under the node's own id: sealed to the network's root key.
 OPERATOR_KIND = "kubeconfig"
 
@@ -40,7 +41,7 @@ class Sealer:
         """
         if part.kind is Kind.AGENT:
             found = self._sealed(sight, AGENT_TOKEN)
-            return None if found is None else Keys(found.text)
+            return None if found is None else Keys(self._joined_by(found).text)
         if part.founds:
             # The engine makes its own token at first, and finds it again by itself.
             return Keys(None, self._agent_secret(sight))
@@ -67,6 +68,18 @@ class Sealer:
             await self._supervisor.put_secret(put.name, put.value.encode(), put.roles)
             log.info("%s is sealed to %s", put.name, ", ".join(put.roles))
         await self._seal_for_operator(sight, config)
+
+    def _joined_by(self, sealed: Token) -> Token:
+        """Return the token that this agent runs with already, if it has joined by it.
+
+        It is of no more use then; a new one for those to come restarts nobody.
+        """
+        places = self._places
+        text = token_in(files.read_text(places.config, _CONFIG_MAX) or "")
+        if text is None or not places.kubelet_kubeconfig.exists():
+            return sealed
+        present = read_token(text, str(places.config))
+        return present if present.authority == sealed.authority else sealed
 
     def _sealed(self, sight: Sight, name: str) -> Token | None:
         text = sight.values.get(name)
@@ -112,3 +125,10 @@ class Sealer:
         await self._supervisor.put_entry(key, value)
         await asyncio.to_thread(files.write, self._places.sealed, mark)
         log.info("the kubeconfig is sealed to the network's root key")
+
+
+def token_in(config: str) -> str | None:
+    """Return the token in an engine's configuration."""
+    start = 'token: "'
+    lines = (one for one in config.splitlines() if one.startswith(start))
+    return next((one.removeprefix(start).removesuffix('"') for one in lines), None)

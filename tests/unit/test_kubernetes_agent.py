@@ -13,11 +13,12 @@ from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes.agent import joined_in
 from appliance.kubernetes.errors import KubeApiError
 from appliance.kubernetes.keeper import Unit, UnitFacts
-from appliance.kubernetes.kubeconfig import unpack
+from appliance.kubernetes.kubeconfig import kubeconfig_text, unpack
 from appliance.kubernetes.operator_box import open_as_operator
 from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 from appliance.kubernetes.records import Record, Remove
 from tests.fakes.cluster_world import (
+    ADMIN,
     IDS,
     NETWORK,
     SEED,
@@ -158,6 +159,35 @@ async def test_an_agent_waits_for_its_token_and_says_so(tmp_path: Path) -> None:
     other.supervisor.give_secret("cluster-agent-token", AGENT_TOKEN)
     await other.turns(2)
     assert other.units.calls == [("start", AGENT_UNIT)]
+
+
+async def test_a_token_that_is_none_is_a_problem_and_stops_nothing(tmp_path: Path) -> None:
+    world = await joined(tmp_path)
+    world.supervisor.give_secret("cluster-agent-token", "nonsense", generation=2)
+    await world.turns(3)
+    assert [one["code"] for one in world.status["problems"]] == ["engine-configuration"]
+    assert "nonsense" not in world.places.status.read_text()
+    assert world.units.calls == [("start", AGENT_UNIT)]
+    world.supervisor.give_secret("cluster-agent-token", AGENT_TOKEN, generation=3)
+    await world.turns(15)
+    assert world.units.calls == [("start", AGENT_UNIT), ("restart", AGENT_UNIT)]
+
+
+async def test_a_new_token_restarts_no_agent_that_is_in(tmp_path: Path) -> None:
+    world = await joined(tmp_path)
+    path = world.places.kubelet_kubeconfig
+    path.parent.mkdir(parents=True)
+    path.write_text(kubeconfig_text(ADMIN, "kubelet"))
+    config = world.places.config.read_text()
+    world.supervisor.give_secret("cluster-agent-token", AGENT_TOKEN, generation=2)
+    await world.turns(15)
+    assert world.places.config.read_text() == config
+    assert world.units.calls == [("start", AGENT_UNIT)]
+    # Of another cluster's authority: that is another matter.
+    other = AGENT_TOKEN.replace("ab", "cd")
+    world.supervisor.give_secret("cluster-agent-token", other, generation=3)
+    await world.turns(15)
+    assert other in world.places.config.read_text()
 
 
 async def test_without_its_supervisor_everything_stays(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from appliance.kubernetes.keeper import (
     WriteConfig,
     WriteConflist,
 )
-from appliance.kubernetes.part import Kind, Part, was_removed
+from appliance.kubernetes.part import Kind, Part, stay_with, was_removed
 from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 
 SERVER = Part(Kind.SERVER, "it founds", founds=True)
@@ -108,6 +108,15 @@ def test_a_replaced_server_sets_its_state_aside_and_joins_anew() -> None:
     assert Start(SERVER_UNIT, keeper.digest(SERVER_UNIT, CONFIG)) in do(
         anew, replace(there, server=OFF, has_data=False)
     )
+
+
+def test_nobody_changes_the_server_it_joined_through_without_need() -> None:
+    assert stay_with(None, ()) is None
+    assert stay_with(None, ("10.10.0.1", "10.10.0.2")) == "10.10.0.1"
+    assert stay_with("10.10.0.2", ("10.10.0.1", "10.10.0.2")) == "10.10.0.2"
+    assert stay_with("10.10.0.9", ("10.10.0.1",)) == "10.10.0.1"
+    # Its own state is enough for a server; that no other is known for a moment restarts nothing.
+    assert stay_with("10.10.0.9", ()) == "10.10.0.9"
 
 
 def test_only_a_plan_that_does_without_it_takes_a_server_out() -> None:
