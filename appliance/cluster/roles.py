@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from appliance.cluster import electing, growth
+from appliance.cluster import electing, growth, vip
 from appliance.cluster.cluster_entries import (
     BALLOT,
     FOUNDED,
@@ -24,6 +24,7 @@ from appliance.cluster.cluster_entries import (
     ROLE,
     SERVER,
     VERSION,
+    VIP,
     Entries,
     Founded,
     Kept,
@@ -274,6 +275,10 @@ class _Place:
             self.view.now,
         )
         self._say(PLAN, grown.plan, self.view.entries.plans.get(self.view.own))
+        if engine.addresses and not self.own.cluster:
+            claims = self.view.entries.vips
+            said = vip.claim(self.view.own, mine, engine.term, claims, self.view.now_ms)
+            self._say(VIP, said, claims.get(self.view.own))
         if self.plan is not None and self.plan.term > engine.term:
             self.problems.append(self._outranked(self.plan))
         memory = replace(self.view.memory, waiting=grown.waiting)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from appliance.cluster import vip
 from appliance.control import keyring
 from appliance.control.addressing import Places, Witness, Write
 from appliance.control.admission import Newcomer, Standing, standing
@@ -131,7 +132,7 @@ class Policies:
 
     def changed(self, entry: Entry) -> None:
         """Take note of a change in the ledger."""
-        if entry.bucket in _MATTERS:
+        if entry.bucket in _MATTERS or vip.concerns(entry.bucket, entry.key):
             self._dirty.add(entry.bucket)
             if entry.bucket in _STANDING:
                 self._standing = None
