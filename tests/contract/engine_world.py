@@ -127,12 +127,12 @@ class Machine:
 
     def enter(self, words: Sequence[str]) -> list[str]:
         """Return the argv that runs a command inside."""
-        target = str(self._first())
+        target = str(self.first_process())
         environment = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]
         flags = ["--mount", "--net", "--pid", "--ipc", "--uts", "--root", "--wd"]
         return ["nsenter", "--target", target, *flags, *environment, *words]
 
-    def _first(self) -> int:
+    def first_process(self) -> int:
         """Return the pid, seen from outside, of the machine's first process: unshare's child."""
         children = Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children")
         return int(children.read_text().split()[0])
@@ -218,7 +218,7 @@ class Machine:
     def close(self) -> None:
         """End every process of the machine."""
         with suppress(OSError, IndexError):
-            os.kill(self._first(), signal.SIGKILL)
+            os.kill(self.first_process(), signal.SIGKILL)
         self.holder.kill()
         self.holder.wait(10)
         for process in self.processes:
