@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from skerry import console
 REGISTRY = "skerry.local"
 INTERFACE = "1"
 _NOBODY = "65532:65532"
+_KEPT = 6
 
 PAUSE = Program("workloads", "./cmd/pause", "pause")
 COREDNS = Program("workloads", "./cmd/coredns", "coredns")
@@ -112,6 +115,7 @@ def archive(name: str, sources: Sources) -> Path:
     folder = cache_directory() / "oci"
     path = folder / f"{name}-{image.architecture}-{_key(image)}" / f"{name}.tar"
     if path.exists():
+        os.utime(path.parent)
         return path
     with locked(path.parent.with_suffix(".lock"), waiting_for=f"the image {name}"):
         if not path.exists():
@@ -120,7 +124,15 @@ def archive(name: str, sources: Sources) -> Path:
                 aside = path.with_suffix(".new")
                 oci.write(image, aside)
                 aside.rename(path)
+    _prune(folder, f"{name}-{image.architecture}-")
     return path
+
+
+def _prune(folder: Path, prefix: str) -> None:
+    """Leave the archives that were used last: another checkout may be building with one of them."""
+    kept = [path for path in folder.glob(f"{prefix}*") if path.is_dir()]
+    for path in sorted(kept, key=lambda one: one.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def module_version(module: str, *, folder: str = "workloads") -> str:

@@ -136,6 +136,20 @@ def test_an_archive_is_made_once_and_anew_when_its_content_changed(sources: Sour
     assert workloads.archive("busybox", sources) != first
 
 
+def test_old_archives_go(sources: Sources) -> None:
+    made = []
+    for number in range(9):
+        sources.busybox.write_bytes(f"shell {number}".encode())
+        made.append(workloads.archive("busybox", sources))
+        os.utime(made[-1].parent, (number, number))
+    pause = workloads.archive("pause", sources)
+    sources.busybox.write_bytes(b"the newest")
+    newest = workloads.archive("busybox", sources)
+    assert newest.exists()
+    assert pause.exists()
+    assert [path.exists() for path in made] == [False] * 4 + [True] * 5
+
+
 def test_images_of_two_architectures_are_two(sources: Sources) -> None:
     arm = Sources(Architecture.ARM64, sources.busybox, sources.busybox_version)
     for name in workloads.SHIPPED:

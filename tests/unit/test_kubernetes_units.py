@@ -88,6 +88,12 @@ def test_the_engines_units(unit: str, role: str, other: str) -> None:
     assert "Requires" not in head
 
 
+def test_one_engine_is_gone_before_the_other_comes() -> None:
+    """systemd stops first whatever the order is; it has to be one, and not a circle."""
+    after = [settings(unit)["Unit"]["After"][0] for unit in (SERVER_UNIT, AGENT_UNIT)]
+    assert [SERVER_UNIT in after[1], AGENT_UNIT in after[0]] == [True, False]
+
+
 def test_containerds_restart_ends_no_pod() -> None:
     service = settings("containerd.service")["Service"]
     assert (service["KillMode"], service["Delegate"]) == (["process"], ["yes"])
