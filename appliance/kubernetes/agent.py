@@ -20,6 +20,7 @@ from appliance.cluster.sight import Decision, Memory
 from appliance.cluster.sight import Kind as Decided
 from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes import files, flannel, manifests, report
+from appliance.kubernetes.api_address import ApiAddress
 from appliance.kubernetes.asking import AwayError, Supervisor
 from appliance.kubernetes.config import engine_config
 from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 TURN_SECONDS = 2.0
 # Where all is as it should be, a look costs more than it finds.
 CALM_SECONDS = 5.0
+# A supervisor that restarts, or a machine that is busy, is no problem yet.
+AWAY_SECONDS = 20.0
 # After so many starts in vain a server asks whether the others took it out.
 REMOVED_ATTEMPTS = 3
 # After a turn that said something: what it said is the reason for the next one.
@@ -63,6 +66,7 @@ class _Last:
     wanted: Wanted = _NOTHING
     pods: Pods | NoPods | None = None
     away: Problem | None = None
+    away_since: float = 0.0
 
 
 class Agent:
@@ -78,6 +82,7 @@ class Agent:
         sealer: Sealer,
         viewer: Viewer,
         cni: CniHost,
+        api_address: ApiAddress | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -88,6 +93,7 @@ class Agent:
         self._sealer = sealer
         self._viewer = viewer
         self._cni = cni
+        self._api_address = api_address
         self._clock = clock
         self._wall = wall
         self._memory = Memory()
@@ -113,7 +119,7 @@ class Agent:
                 log.info("the supervisor answers again")
             last.sight, last.decision, last.away = sight, decision, None
             last.part = part_of(decision, self._joined())
-        if last.away is not None:
+        if last.away is not None and self._clock() - last.away_since >= AWAY_SECONDS:
             problems.append(last.away)
         if last.sight is not None:
             last.wanted = self._want(last.sight, last.part)
@@ -121,6 +127,9 @@ class Agent:
                 await self._engine.prepare()
         kept = await self._engine.keep(last.wanted)
         await self._cni.use(last.pods)
+        if self._api_address is not None and last.away is None and last.sight is not None:
+            serves = last.part.kind is Kind.SERVER and self._kube.facts.serves
+            await self._api_address.keep(last.sight, serves=serves)
         calm = self._tell(kept, (*problems, *kept.problems)) in {State.READY, State.OFF}
         if self._spoke:
             return SOON_SECONDS
@@ -180,6 +189,8 @@ class Agent:
     def _away(self, error: KubernetesError) -> None:
         code = "supervisor-away" if isinstance(error, AwayError) else "supervisor"
         problem = Problem(code, str(error), error.hint or "")
+        if self._last.away is None:
+            self._last.away_since = self._clock()
         if self._last.away is None or self._last.away.code != code:
             log.warning("%s; what runs goes on", error)
         self._last.away = problem

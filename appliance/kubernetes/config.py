@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from appliance.cluster import vip
 from appliance.kubernetes.facts import Cluster
 from appliance.kubernetes.part import Kind, Part
 from appliance.kubernetes.places import API_PORT, Places
@@ -92,7 +93,7 @@ def _server(
         "flannel-backend": "none",
         # The ledger gives the ranges, the cluster agent records them (docs/cluster.md).
         "kube-controller-manager-arg": ("allocate-node-cidrs=false",),
-        "tls-san": (cluster.document.name, *node_ips),
+        "tls-san": (cluster.document.name, *node_ips, str(vip.vip_address(cluster.hosts))),
         "write-kubeconfig": str(places.kubeconfig),
         "write-kubeconfig-mode": "0600",
     }

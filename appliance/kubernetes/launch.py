@@ -14,6 +14,7 @@ from appliance import journal
 from appliance.journal import Redactor
 from appliance.kubernetes import files
 from appliance.kubernetes.agent import TURN_SECONDS, Agent
+from appliance.kubernetes.api_address import ApiAddress
 from appliance.kubernetes.asking import Supervisor
 from appliance.kubernetes.engine import EngineKeeper
 from appliance.kubernetes.errors import KubernetesError
@@ -69,6 +70,7 @@ async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) 
         sealer=Sealer(places, supervisor),
         viewer=viewer,
         cni=cni,
+        api_address=ApiAddress(),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
