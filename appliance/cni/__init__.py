@@ -1,1 +1,1 @@
-"""Pod networking: the supervisor's side of our CNI plugin. The pure core; nothing here acts."""
+"""Pod networking: what our CNI plugin asks for is decided and done here."""

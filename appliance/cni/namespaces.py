@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from appliance.cni.errors import CniError, Code
+from skerry.errors import SkerryError
 
 T = TypeVar("T")
 _OWN = Path("/proc/self/ns/net")
@@ -93,13 +94,20 @@ def inside(opened: int, work: Callable[[], T]) -> T:
 
 
 def _enter(opened: int) -> None:
+    code = 0
     if hasattr(os, "setns"):  # from Python 3.12 on
-        os.setns(opened, _NEW_NET)
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(opened, _NEW_NET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"setns: {os.strerror(code)}")
+        try:
+            os.setns(opened, _NEW_NET)
+        except OSError as error:
+            code = error.errno or errno.EIO
+    else:
+        libc = ctypes.CDLL(None, use_errno=True)
+        code = ctypes.get_errno() if libc.setns(opened, _NEW_NET) != 0 else 0
+    if code:
+        raise SkerryError(
+            f"the container's network namespace can't be entered: {os.strerror(code)}",
+            hint="whoever hosts the CNI server needs CAP_SYS_ADMIN",
+        )
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

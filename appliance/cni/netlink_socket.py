@@ -37,12 +37,15 @@ class Netlink:
     """One socket; it belongs to the namespace that its thread was in when it was made."""
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
-        )
+        """Open it. Raises KernelError."""
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
+            )
+        except OSError as error:
+            raise KernelError(error.errno or errno.EIO, "opening a netlink socket") from error
         self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
         self._socket.settimeout(_SECONDS)
-        self._socket.bind((0, 0))
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
@@ -96,7 +99,16 @@ class Netlink:
 
     def _exchange(self, requests: tuple[Request, ...]) -> list[bytes]:
         waiting = {next(self._numbers): one for one in requests}
-        self._socket.send(b"".join(one.encode(number) for number, one in waiting.items()))
+        data = b"".join(one.encode(number) for number, one in waiting.items())
+        try:
+            self._socket.send(data)
+            return self._answers(waiting)
+        except OSError as error:
+            # Without a number it is that nothing came.
+            code = error.errno or errno.ETIMEDOUT
+            raise KernelError(code, requests[0].what) from error
+
+    def _answers(self, waiting: dict[int, Request]) -> list[bytes]:
         bodies: list[bytes] = []
         failed: tuple[int, str] | None = None
         while waiting:

@@ -70,7 +70,7 @@ class Operations:
                     snapshot = self._kernel.snapshot_of(wanted, namespace)
                 self._perform(plan.add(wanted, old, snapshot, leases), namespace)
                 return result_of(wanted, self._kernel.snapshot_of(wanted, namespace))
-            except SkerryError:
+            except BaseException:
                 self._undo(attachment, new=before is None)
                 raise
 

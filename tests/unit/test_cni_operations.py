@@ -250,3 +250,13 @@ def test_what_all_pods_share_is_there_before_the_first(machine: Machine) -> None
     bridge, table = machine.kernel.prepared[0]
     assert bridge.gateways == ("10.244.7.1/29", "fd42::af4:700:0:0:1/80")
     assert "10.244.7.0/29" in table
+
+
+def test_what_nobody_thought_of_is_taken_back_as_well(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = machine.traces()
+    monkeypatch.setattr(machine.kernel, "snapshot_of", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        machine.do.add(asked(), None)
+    assert machine.traces() == clean
