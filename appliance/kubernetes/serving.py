@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,9 @@ from appliance.ledger.assigned import read_id
 from appliance.problem import Problem
 
 log = logging.getLogger(__name__)
+
+# What is known is as good for so long without an answer; Kubernetes itself forgives a node 40 s.
+GRACE_SECONDS = 40.0
 
 
 class Api(Protocol):
@@ -74,7 +78,16 @@ class KubeFacts:
 class KubeSide:
     """Asks with the administrator's credentials on a server, with the kubelet's on an agent."""
 
-    def __init__(self, places: Places, viewer: Viewer, *, connect: Connect | None = None) -> None:
+    def __init__(
+        self,
+        places: Places,
+        viewer: Viewer,
+        *,
+        connect: Connect | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._good = float("-inf")
         self._places = places
         self._viewer = viewer
         self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
@@ -91,10 +104,13 @@ class KubeSide:
                 self.facts = await self._watch(sight.cluster)
             elif part.kind is Kind.NONE:
                 self.facts = KubeFacts()
+            self._good = self._clock()
         except KubernetesError as error:
             if str(error) != self._trouble:
                 log.info("Kubernetes was not asked: %s", error)
             self._trouble = str(error)
+            if self._clock() - self._good < GRACE_SECONDS:
+                return self.facts
             # What was agreed on a pod range stays: it never changes.
             self.facts = KubeFacts(own=self.facts.own, engine=self._without_api(sight.cluster))
         return self.facts

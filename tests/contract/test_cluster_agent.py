@@ -190,7 +190,7 @@ def _supervisor_away(first: Machine, second: Machine) -> None:
     def codes() -> list[str]:
         return [one["code"] for one in first.status.get("problems", ())]
 
-    wait_until(lambda: codes() == ["supervisor-away"], 20, "it is told")
+    wait_until(lambda: codes() == ["supervisor-away"], 60, "it is told")
     first.node.start()
     wait_until(lambda: first.status.get("state") == "ready", 60, "and over")
     assert first.calls == calls

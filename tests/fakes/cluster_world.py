@@ -330,7 +330,7 @@ def make_world(folder: Path, *, own: int = 0, members: int = 2) -> World:
         places,
         supervisor=supervisor,
         engine=EngineKeeper(places, units, lambda: clock[0]),
-        kube=KubeSide(places, viewer, connect=api.connect),
+        kube=KubeSide(places, viewer, connect=api.connect, clock=lambda: clock[0]),
         sealer=Sealer(places, supervisor),
         viewer=viewer,
         cni=cni,
