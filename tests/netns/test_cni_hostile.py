@@ -52,7 +52,9 @@ def sent(node: CniNode, data: bytes, *, shut: bool = False) -> bytes:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(15)
         connection.connect(str(socket_of(node)))
-        connection.sendall(data)
+        # Who is turned away may find the door shut before a word is said.
+        with suppress(BrokenPipeError):
+            connection.sendall(data)
         if shut:
             connection.shutdown(socket.SHUT_WR)
         found = b""
