@@ -25,6 +25,7 @@ from appliance.kubernetes.asking import AwayError, Supervisor
 from appliance.kubernetes.config import engine_config
 from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
 from appliance.kubernetes.errors import KubernetesError
+from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.keeper import UNITS, Wanted
 from appliance.kubernetes.looking import Sight, Viewer
 from appliance.kubernetes.part import Kind, Part, part_of, view_of, was_removed
@@ -83,6 +84,7 @@ class Agent:
         viewer: Viewer,
         cni: CniHost,
         api_address: ApiAddress | None = None,
+        exposing: Exposing | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -94,6 +96,7 @@ class Agent:
         self._viewer = viewer
         self._cni = cni
         self._api_address = api_address
+        self._exposing = exposing
         self._clock = clock
         self._wall = wall
         self._memory = Memory()
@@ -147,6 +150,8 @@ class Agent:
                 await self._sealer.seal(last.sight, leads=facts.engine.leader)
             except KubernetesError as error:
                 log.warning("credentials are not sealed yet: %s", error)
+            if self._exposing is not None:
+                await self._exposing.work()
         settled = facts.node is not None and facts.node.ready
         return KUBE_SECONDS if settled else TURN_SECONDS
 

@@ -55,6 +55,10 @@ class KubeApi:
         except KubeApiError:
             return False
 
+    def get(self, path: str) -> bytes:
+        """Return what is at a path."""
+        return self._ask("GET", path)
+
     def nodes(self) -> tuple[NodeObject, ...]:
         """Return all nodes."""
         return read_nodes(self._ask("GET", "/api/v1/nodes"))

@@ -18,6 +18,7 @@ from appliance.kubernetes.api_address import ApiAddress
 from appliance.kubernetes.asking import Supervisor
 from appliance.kubernetes.engine import EngineKeeper
 from appliance.kubernetes.errors import KubernetesError
+from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.looking import Viewer
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.pods import CniHost, HostedCni
@@ -71,6 +72,7 @@ async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) 
         viewer=viewer,
         cni=cni,
         api_address=ApiAddress(),
+        exposing=Exposing(places),
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

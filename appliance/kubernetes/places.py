@@ -28,6 +28,8 @@ class Places:
     kubeconfig: Path = Path("/etc/rancher/k3s/k3s.yaml")
     containerd: str = "unix:///run/containerd/containerd.sock"
     cni_dir: Path = Path("/run/skerry-cni")
+    # What a person wants of services (`appliance.services`).
+    services_dir: Path = Path("/data/services")
     # A link that is there if the engine is not ours but the official k3s.
     foreign_engine: Path = Path("/usr/share/skerry/engine-is-k3s")
 
