@@ -86,6 +86,8 @@ func runNode(role config.Role, words []string) int {
 		fmt.Fprintf(os.Stderr, "skerry-engine: %v\n", err)
 		return 2
 	}
+	// The kubelet makes folders for pods of any user; what is secret of ours says so file by file.
+	syscall.Umask(0o022)
 	thrift()
 	notifier := notify.New()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

@@ -99,7 +99,7 @@ func StartKine(folder string) (*Running, error) {
 		}
 	}()
 	return &Running{Endpoints: []string{"unix://" + socket}, stop: func() {
-		timer := time.AfterFunc(2*time.Second, serving.Stop)
+		timer := time.AfterFunc(500*time.Millisecond, serving.Stop)
 		serving.GracefulStop()
 		timer.Stop()
 		cancel()

@@ -33,8 +33,8 @@ import (
 
 // How long each layer gets to end, from the top down.
 const (
-	stopComponents = 3 * time.Second
-	stopAPIServer  = 4 * time.Second
+	stopComponents = time.Second
+	stopAPIServer  = 2 * time.Second
 )
 
 // Run runs a server until the context ends, or something that it cannot do without fails.
@@ -157,8 +157,8 @@ func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, 
 	for name, run := range parts {
 		ended = append(ended, component.Supervise(ctx, name, run, failed))
 	}
-	node, err := agent.Start(ctx, o, agent.Credentials{Server: localServer(o), CA: p.serving.PEM, Issuer: p.client}, facts, failed)
-	ended = append(ended, node...)
+	// The node's own components have nothing to finish: they are not waited for.
+	_, err = agent.Start(ctx, o, agent.Credentials{Server: localServer(o), CA: p.serving.PEM, Issuer: p.client}, facts, failed)
 	if err != nil {
 		return cause(ctx, err)
 	}
