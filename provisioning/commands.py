@@ -73,7 +73,9 @@ def _register_token(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
         metavar="NAME",
         help="its nodes are a cluster of their own (the network needs --cluster-bits)",
     )
-    new.add_argument("--founder", action="store_true", help="its node may found the cluster")
+    new.add_argument(
+        "--founder", action="store_true", help="its node may found the cluster (one node only)"
+    )
     new.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="repeatable")
     new.add_argument(
         "--expires",

@@ -48,6 +48,11 @@ def network_new(arguments: argparse.Namespace) -> None:
         console.note(f"network {network.name} ({id_text(network.network_id)}) is in {directory}")
         console.note(f"keep {directory / files.KEY_FILE} safe and backed up: who has it can make")
         console.note("tokens; without it, nobody can. Now: skerry token new")
+        if settings.expected_nodes is None:
+            console.note(
+                "for Kubernetes: skerry cluster found NODE, once the nodes are up (or give"
+            )
+            console.note("one of them a token of its own: skerry token new --founder)")
 
 
 def network_show(arguments: argparse.Namespace) -> None:
@@ -63,6 +68,11 @@ def token_new(arguments: argparse.Namespace) -> None:
     now = time.time()
     if arguments.count is not None and arguments.count < 1:
         raise UsageError(f"--count cannot be {arguments.count}", hint="give 1 or more")
+    if arguments.founder and (arguments.count or 1) > 1:
+        raise UsageError(
+            f"a founder's token for {arguments.count} nodes: a cluster has one founder",
+            hint="make one with --founder for one machine, and another without for the others",
+        )
     labels = _labels(arguments.label)
     if arguments.cluster is not None:
         labels |= _cluster(arguments.cluster, operator.network, load_grants(directory))
@@ -74,7 +84,7 @@ def token_new(arguments: argparse.Namespace) -> None:
             roles=frozenset(arguments.role or ["auto"]),
             labels=labels,
             expires=expiry(arguments.expires, now),
-            count=arguments.count,
+            count=1 if arguments.founder else arguments.count,
             founder=arguments.founder,
         )
     except FormatError as error:

@@ -184,6 +184,17 @@ def test_bad_grants_are_refused_in_words(capsys: Captured, words: list[str]) -> 
     refused(capsys, "token", "new", *words)
 
 
+def test_a_founders_token_is_for_one_machine(capsys: Captured) -> None:
+    _, _, err = run(capsys, "network", "new", "home")
+    assert "skerry cluster found NODE" in err
+    _, out, err = run(capsys, "token", "new", "--founder", "--json")
+    token = json.loads(out)
+    assert (token["founder"], token["count"]) == (True, 1)
+    assert "one founder" in refused(capsys, "token", "new", "--founder", "--count", "3")
+    _, _, err = run(capsys, "network", "new", "four", "--expected-nodes", "4")
+    assert "cluster found" not in err
+
+
 def test_a_cluster_of_its_own_has_a_range_of_services_or_another_name(capsys: Captured) -> None:
     run(capsys, "network", "new", "home", "--cluster-bits", "2")
     _, out, _ = run(capsys, "token", "new", "--json", "--cluster", "blue", "--label", "site=attic")
