@@ -1,4 +1,4 @@
-"""The programs of Flannel mode: Flannel's daemon, and the etcd that it is tested with.
+"""The program of Flannel mode: Flannel's daemon.
 
 Flannel is its own module, not one file changed. What its module proxy lacks (a cloud's client
 library) and what needs a C compiler (a backend that we do not use) is stood in for from outside:
@@ -16,7 +16,5 @@ FLANNELD = Program(
     ldflags=("-X", "github.com/flannel-io/flannel/pkg/version.Version=v0.28.10"),
     additions=(("github.com/flannel-io/flannel", "added"),),
 )
-# For tests and benchmarks without Kubernetes; no image has it.
-ETCD = Program("flannel", "go.etcd.io/etcd/server/v3", "etcd")
 # Stands before the other programs in the daemon's PATH.
 TOOLS = MODULES / "flannel" / "tools"

@@ -5,5 +5,4 @@ package flannel
 
 import (
 	_ "github.com/flannel-io/flannel"
-	_ "go.etcd.io/etcd/server/v3"
 )

@@ -1,56 +1,76 @@
-"""Flannel in the lab: its daemon on nodes, over the overlay, with etcd in Kubernetes' place.
+"""Flannel in the lab: its daemon on nodes, over the overlay, started as its unit starts it.
 
-In a cluster, Flannel takes each node's range from its Node object. Here it is its own keeper of
-ranges, one of the two that it has.
+The API server is a real one, the Node objects are made by us: they say which node has which range.
 """
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import json
+import os
 import subprocess
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
-from http import HTTPStatus
-from http.client import HTTPConnection
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from image.flannel_programs import ETCD, FLANNELD, TOOLS
+from image.flannel_programs import FLANNELD, TOOLS
 from image.golang import build
+from tests.netns.kube_api import KubeApi
 from tests.netns.lab import Lab, LabError, Network, Node, wait_until
-from tests.netns.pinger import inside
 from tests.netns.pods import Bridge, link_mtu
 
-KEY = "/coreos.com/network/config"
 RANGE = "10.200.0.0/16"
 DEVICE = "flannel.1"
 BRIDGE = "flannel-pods"
 
 
 class Flannel:
-    """Flannel's daemon on nodes that have their overlay addresses; etcd runs on the first."""
+    """Flannel's daemon on nodes that have their overlay addresses; the API runs on the first."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
         self.program = build(FLANNELD, "amd64")
-        self._etcd = f"http://{nodes[0].overlay_addresses()[0]}:2379"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        self._start_etcd()
-        settings = {"Network": RANGE, "SubnetLen": 24, "EnableNFTables": True}
-        self._put(json.dumps(settings | {"Backend": {"Type": "vxlan"}}))
-        for node in nodes:
-            self.start(node)
-        for node in nodes:
-            wait_until(self._file(node).exists, 30, f"Flannel is ready on {node.name}")
+        address = nodes[0].overlay_addresses()[0]
+        self.api = KubeApi(nodes[0].namespace, name=address)
+        try:
+            text = self.api.kubeconfig.read_text().replace("127.0.0.1", address)
+            self._kubeconfig = self.api.folder / "kubeconfig-of-nodes"
+            self._kubeconfig.touch(0o600)
+            self._kubeconfig.write_text(text)
+            for number, node in enumerate(nodes, 1):
+                self.api.node(node.name, pod_cidr=f"10.200.{number}.0/24")
+                self.start(node)
+            for node in nodes:
+                wait_until(self._file(node).exists, 30, f"Flannel is ready on {node.name}")
+        except LabError as error:
+            said = "".join(self.said(node)[-1500:] for node in nodes)
+            self.api.close()
+            raise LabError(f"{error}\n{said}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.api.close()
 
     def start(self, node: Node) -> None:
         """Start the daemon on a node."""
-        words = [f"PATH={TOOLS}:/usr/sbin:/usr/bin:/sbin:/bin", str(self.program)]
-        words += [f"--etcd-endpoints={self._etcd}", f"--iface={node.interface}"]
+        settings = {"Network": RANGE, "EnableNFTables": True, "Backend": {"Type": "vxlan"}}
+        (node.folder / "net-conf.json").write_text(json.dumps(settings))
+        words = [f"PATH={TOOLS}:{os.environ['PATH']}", f"NODE_NAME={node.name}"]
+        words += [str(self.program), "--kube-subnet-mgr", f"--iface={node.interface}"]
+        words += [f"--kubeconfig-file={self._kubeconfig}"]
+        words += [f"--net-config-path={node.folder / 'net-conf.json'}"]
         words += ["--ip-masq=false", "--iptables-forward-rules=false"]
-        words += [f"--subnet-file={self._file(node)}"]
+        words += ["--set-node-network-unavailable=false", f"--subnet-file={self._file(node)}"]
         self._daemons[node.name] = node.lab.program(node, "flannel", "env", *words)
 
     def kill(self, node: Node) -> None:
@@ -61,7 +81,8 @@ class Flannel:
 
     def said(self, node: Node) -> str:
         """Return what the daemon on a node logged."""
-        return (node.folder / "flannel.log").read_text()
+        log = node.folder / "flannel.log"
+        return log.read_text() if log.exists() else ""
 
     def bridge(self, node: Node) -> Bridge:
         """Make the bridge of Flannel's pods, as its environment file wants it."""
@@ -81,33 +102,9 @@ class Flannel:
     def _file(node: Node) -> Path:
         return node.folder / "subnet.env"
 
-    def _start_etcd(self) -> None:
-        first = self.nodes[0]
-        words = ["--data-dir", str(first.folder / "etcd"), "--unsafe-no-fsync"]
-        words += ["--listen-client-urls", self._etcd, "--advertise-client-urls", self._etcd]
-        words += ["--listen-peer-urls", "http://127.0.0.1:2380"]
-        first.lab.program(first, "etcd", str(build(ETCD, "amd64")), *words)
-
-    def _put(self, value: str) -> None:
-        coded = {"key": base64.b64encode(KEY.encode()), "value": base64.b64encode(value.encode())}
-        body = json.dumps({name: text.decode() for name, text in coded.items()}).encode()
-
-        def answered() -> bool:
-            try:
-                with (
-                    inside(self.nodes[0].namespace),
-                    closing(HTTPConnection(self._etcd.removeprefix("http://"))) as there,
-                ):
-                    there.request("POST", "/v3/kv/put", body)
-                    return there.getresponse().status == HTTPStatus.OK
-            except OSError:
-                return False
-
-        wait_until(answered, 30, "etcd answers")
-
 
 def overlay_of_two(lab: Lab) -> tuple[Node, Node]:
-    """Start two nodes, and wait until they see each other and have their pod ranges."""
+    """Start two nodes, and wait until they see and reach each other."""
     network = Network("podnet")
     one, two = lab.node(), lab.node()
     for node in (one, two):

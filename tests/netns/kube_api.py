@@ -28,7 +28,8 @@ _MERGE = "application/merge-patch+json"
 class KubeApi:
     """The server in a namespace; everything of it is in one folder."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, *, name: str = "localhost") -> None:
+        """Start it; ``name``: a name or address besides 127.0.0.1 that it is asked under."""
         self.namespace = namespace
         self._kept = tempfile.TemporaryDirectory(prefix="skerry-api-")
         self.folder = Path(self._kept.name)
@@ -38,7 +39,7 @@ class KubeApi:
         words = ["server", "--data-dir", str(self.folder / "data"), "--node-name", "server"]
         words += ["--node-ip", ADDRESS, "--flannel-backend", "none", "--disable-network-policy"]
         words += ["--container-runtime-endpoint", f"unix://{self.folder}/nobody.sock"]
-        words += ["--write-kubeconfig", str(self.kubeconfig)]
+        words += ["--write-kubeconfig", str(self.kubeconfig), "--tls-san", name]
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, self._program, *words],
@@ -70,9 +71,13 @@ class KubeApi:
 
     # Objects
 
-    def node(self, name: str) -> None:
+    def node(self, name: str, *, pod_cidr: str | None = None) -> None:
         """Make a Node."""
-        self.call("POST", "/api/v1/nodes", {"metadata": {"name": name}})
+        spec = {} if pod_cidr is None else {"podCIDR": pod_cidr, "podCIDRs": [pod_cidr]}
+        # A kubelet's Node has some, and Flannel does not survive one without.
+        notes = {"test.skerry/made": "by hand"}
+        document = {"metadata": {"name": name, "annotations": notes}, "spec": spec}
+        self.call("POST", "/api/v1/nodes", document)
 
     def space(self, name: str, labels: Mapping[str, str]) -> None:
         """Make a namespace in which pods may be made."""

@@ -11,7 +11,8 @@ from tests.netns.flannel import DEVICE, RANGE, Flannel, check_mtu, overlay_of_tw
 from tests.netns.lab import Lab, run, wait_until
 from tests.netns.pods import Pod, link_mtu
 
-pytestmark = pytest.mark.netns
+# The engine may have to be built first.
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(600)]
 HEADERS = 28  # IPv4 and ICMP
 
 
@@ -22,8 +23,9 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def flannel(lab: Lab) -> Flannel:
-    return Flannel(overlay_of_two(lab))
+def flannel(lab: Lab) -> Iterator[Flannel]:
+    with Flannel(overlay_of_two(lab)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

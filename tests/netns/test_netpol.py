@@ -23,7 +23,8 @@ from tests.netns.kube_api import KubeApi
 from tests.netns.lab import wait_until
 from tests.netns.pinger import inside
 
-pytestmark = pytest.mark.netns
+# The engine may have to be built first.
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(600)]
 ENFORCER = Program("engine", "./cmd/skerry-netpol", "skerry-netpol")
 NODE = "lagoon"
 HTTP, ADMIN = 8080, 9000
