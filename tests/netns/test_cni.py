@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import time
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.netns.cni import CniLab, CniNode, Pod, ask, mirror
+from appliance.cluster.conflist import PodNetwork, conflist_text
+from tests.netns.cni import RANGES, CniLab, CniNode, Pod, ask, mirror
 from tests.netns.lab import run, wait_until
 
 pytestmark = pytest.mark.netns
@@ -102,6 +104,21 @@ def test_every_version_through_the_library_of_the_runtimes(node: CniNode, versio
     if version > "0.3.1":
         assert node.tool("check", pod).status == 0
     assert node.tool("del", pod).status == 0
+    node.configure()
+
+
+def test_the_configuration_that_we_write_is_taken_in_the_newest_version(node: CniNode) -> None:
+    network = PodNetwork(ranges=tuple(map(ipaddress.ip_network, RANGES)), mtu=1380)
+    written = json.loads(conflist_text(network))
+    written["name"] = node.network
+    written["plugins"][0] |= node.plugin
+    (node.config_dir / "10-skerry.conflist").write_text(json.dumps(written))
+    pod = node.lab.pod()
+    added = node.tool("add", pod)
+    assert added.answer["cniVersion"] == "1.1.0"
+    assert [one["dst"] for one in added.answer["routes"]][-2:] == ["0.0.0.0/0", "::/0"]
+    for verb in ("check", "status", "del"):
+        assert node.tool(verb, pod).status == 0
     node.configure()
 
 
