@@ -20,7 +20,8 @@ from tests.contract.engine_world import DATA, Machine, World, WorldError, wait_u
 pytestmark = [
     pytest.mark.ha,
     pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and containers need root"),
-    pytest.mark.timeout(600),
+    # The engine may have to be compiled first.
+    pytest.mark.timeout(1800),
 ]
 SECRET = "0123456789abcdef0123456789abcdef"
 FIRST = "https://10.99.0.1:6443"
