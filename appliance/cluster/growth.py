@@ -66,12 +66,16 @@ def quorum(servers: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who leads, which cluster, what its engine says, how many servers are wanted."""
+    """Who leads, which cluster, what its engine says, how many servers are wanted.
+
+    ``serving``: the servers that have said where their API answers: their join is finished.
+    """
 
     own: bytes
     cluster_id: bytes
     engine: Engine
     wanted: int
+    serving: frozenset[bytes] = frozenset()
 
     @property
     def servers(self) -> frozenset[bytes]:
@@ -157,6 +161,8 @@ def _next(
     servers = leader.servers
     ready = [one for one in candidates if one not in servers and alive(one)]
     if len(servers) >= leader.wanted or not all(map(alive, servers)):
+        return None
+    if servers - leader.serving - {leader.own}:
         return None
     if len(servers) == 1 and len(ready) < leader.wanted - 1:
         return None

@@ -222,6 +222,11 @@ class _Place:
         found.sort(key=lambda pair: (not self._alive(pair[0]), order_of(mine, pair[0])))
         return tuple(one.addresses[0] for _, one in found)
 
+    def _serving(self) -> frozenset[bytes]:
+        mine = self.founded.cluster_id
+        said = self.view.entries.servers.items()
+        return frozenset(node for node, one in said if one.cluster_id == mine)
+
     def _alive(self, node: bytes) -> bool:
         member = self.view.members.get(node)
         return node == self.view.own or (member is not None and member.alive)
@@ -266,7 +271,7 @@ class _Place:
         able = [one for one in self.view.members.values() if one.may_serve]
         able.sort(key=lambda one: (one.may_work, order_of(mine, one.node_id)))
         grown = growth.grow(
-            growth.Leader(self.view.own, mine, engine, self._wanted()),
+            growth.Leader(self.view.own, mine, engine, self._wanted(), self._serving()),
             [one.node_id for one in able],
             self._alive,
             self.view.members,

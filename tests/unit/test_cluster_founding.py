@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from appliance.cluster import founding
 from appliance.cluster.cluster_entries import Vote, merged
 from appliance.cluster.founding import Electorate, Quiet
-from appliance.cluster.sight import Kind, Wanted
+from appliance.cluster.sight import Kind, Orders, Wanted
 from tests.fakes.founding_world import World, member, node_id
 
 Disturbance = tuple[str, int, int]
@@ -61,6 +61,7 @@ def all_well(world: World) -> None:
 
 
 @given(
+    st.sampled_from(["majority", "grant", "order"]),
     st.integers(3, 5),
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.3, 0.6]),
@@ -70,11 +71,21 @@ def all_well(world: World) -> None:
 )
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_never_two_founders_and_one_in_the_end(
-    count: int, seed: int, loss: float, delay: float, sides: int, schedule: list[Disturbance]
+    by: str,
+    count: int,
+    seed: int,
+    loss: float,
+    delay: float,
+    sides: int,
+    schedule: list[Disturbance],
 ) -> None:
-    members = [member(number + 1, founder=number == seed % 7) for number in range(count)]
-    wanted = Wanted(expected_nodes=count)
-    world = World(members, wanted=wanted, seed=seed, loss=loss, delay=delay)
+    first = seed % (7 if by == "majority" else count)
+    members = [
+        member(number + 1, founder=number == first and by != "order") for number in range(count)
+    ]
+    wanted = Wanted(expected_nodes=count if by == "majority" else None)
+    orders = Orders(founder=node_id(first + 1)) if by == "order" else None
+    world = World(members, wanted=wanted, orders=orders, seed=seed, loss=loss, delay=delay)
     for what, which, steps in [("split", sides, 0), *schedule]:
         disturb(world, what, which, steps)
         assert len(world.founders) <= 1

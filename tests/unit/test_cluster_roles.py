@@ -294,7 +294,11 @@ def test_no_removal_leaves_less_than_a_quorum() -> None:
 
 
 def test_whoever_was_let_in_and_does_not_come_makes_way() -> None:
-    two = Leader(A, bytes(16), Engine(leader=True, term=7, members=frozenset({A, B})), 3)
+    engine = Engine(leader=True, term=7, members=frozenset({A, B}))
+    # The second one has not finished its own join: nobody else begins one.
+    early = Leader(A, bytes(16), engine, 3)
+    assert look(early, set(), set(), Waiting(), 0.0).plan.joining is None
+    two = Leader(A, bytes(16), engine, 3, frozenset({B}))
     grown = look(two, set(), set(), Waiting(), 0.0)
     assert grown.plan.joining == C
     members = {A, B, C, D, E}
