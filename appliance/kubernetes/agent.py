@@ -136,7 +136,7 @@ class Agent:
         calm = self._tell(kept, (*problems, *kept.problems)) in {State.READY, State.OFF}
         if self._spoke:
             return SOON_SECONDS
-        return CALM_SECONDS if calm else TURN_SECONDS
+        return CALM_SECONDS if calm and not _shares(last.part) else TURN_SECONDS
 
     async def ask_kubernetes(self) -> float:
         """Do the Kubernetes API's part, as slow as that is; return when it is due again."""
@@ -153,7 +153,7 @@ class Agent:
             if self._exposing is not None:
                 await self._exposing.work()
         settled = facts.node is not None and facts.node.ready
-        return KUBE_SECONDS if settled else TURN_SECONDS
+        return KUBE_SECONDS if settled and not _shares(last.part) else TURN_SECONDS
 
     # Deciding
 
@@ -313,6 +313,11 @@ class Agent:
         if part.kind is Kind.SERVER and sight is not None and sight.cluster.node_addresses:
             return server_url(sight.cluster.node_addresses[0], API_PORT)
         return ""
+
+
+def _shares(part: Part) -> bool:
+    """Say whether other servers may take over from this one: who leads is to be seen soon."""
+    return part.kind is Kind.SERVER and (part.embedded or not part.founds)
 
 
 def expects_cluster(sight: Sight) -> bool:
