@@ -187,12 +187,12 @@ def _supervisor_away(first: Machine, second: Machine) -> None:
     calls = first.calls
     first.node.kill()
 
-    def codes() -> list[str]:
-        return [one["code"] for one in first.status.get("problems", ())]
-
-    wait_until(lambda: codes() == ["supervisor-away"], 60, "it is told")
+    wait_until(lambda: "what runs goes on" in first.log.read_text(), 20, "it is told")
+    assert first.status["state"] == "ready"
     first.node.start()
-    wait_until(lambda: first.status.get("state") == "ready", 60, "and over")
+    wait_until(lambda: "answers again" in first.log.read_text(), 60, "and over")
+    wait_until(lambda: first.node.sees(second.node), 60, "the members have met again")
+    assert first.status["state"] == "ready"
     assert first.calls == calls
     assert second.calls == [f"start {AGENT}"]
 
