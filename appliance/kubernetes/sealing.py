@@ -7,6 +7,7 @@ import hashlib
 import logging
 import secrets
 
+from appliance.cluster import vip
 from appliance.kubernetes import credentials, files
 from appliance.kubernetes.asking import Supervisor
 from appliance.kubernetes.config import Keys
@@ -109,8 +110,7 @@ class Sealer:
         if text is None:
             raise KubernetesError(f"the engine has not written {path} yet")
         one = read_kubeconfig(text, str(path))
-        address = sight.cluster.node_addresses[0]
-        url = server_url(address, API_PORT)
+        url = server_url(public_address(sight), API_PORT)
         return Kubeconfig(url, one.authority, one.certificate, one.key)
 
     async def _seal_for_operator(self, sight: Sight, config: Kubeconfig) -> None:
@@ -125,6 +125,18 @@ class Sealer:
         await self._supervisor.put_entry(key, value)
         await asyncio.to_thread(files.write, self._places.sealed, mark)
         log.info("the kubeconfig is sealed to the network's root key")
+
+
+def public_address(sight: Sight) -> str:
+    """Return where people reach the API: the address that follows the leader, if there may be one.
+
+    Of several servers, that is: one alone has an address of its own for life.
+    """
+    document = sight.cluster.document
+    servers = sight.orders.servers or document.settings.servers
+    if servers > 1 and document.vpn and not document.cluster:
+        return str(vip.vip_address(sight.cluster.hosts))
+    return sight.cluster.node_addresses[0]
 
 
 def token_in(config: str) -> str | None:

@@ -14,9 +14,11 @@ from appliance.kubernetes.agent import joined_in
 from appliance.kubernetes.errors import KubeApiError
 from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.kubeconfig import kubeconfig_text, unpack
+from appliance.kubernetes.looking import Viewer
 from appliance.kubernetes.operator_box import open_as_operator
 from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 from appliance.kubernetes.records import Record, Remove
+from appliance.kubernetes.sealing import public_address
 from tests.fakes.cluster_world import (
     ADMIN,
     IDS,
@@ -133,6 +135,20 @@ async def test_the_operator_opens_what_a_founder_sealed(tmp_path: Path) -> None:
     opened = open_as_operator(SEED, NETWORK, sealed, "it")
     assert opened.server == "https://10.10.0.1:6443"
     assert opened.key.encode() not in sealed
+
+
+@pytest.mark.parametrize(
+    ("servers", "cluster", "address"),
+    [(1, "", "10.10.0.1"), (3, "", "10.11.0.1"), (3, "other", "10.10.0.1")],
+)
+async def test_of_several_servers_the_address_that_moves_is_given(
+    tmp_path: Path, servers: int, cluster: str, address: str
+) -> None:
+    world = make_world(tmp_path)
+    settings = {"servers": servers, "host_range": "10.11.0.0/16"}
+    world.supervisor.document["settings"] |= settings
+    world.supervisor.document["cluster"] = cluster
+    assert public_address(await Viewer(world.supervisor).look()) == address
 
 
 async def test_an_agent_joins_with_its_own_token(tmp_path: Path) -> None:
