@@ -21,6 +21,8 @@ from appliance.cluster.cluster_entries import NUMBER_MAX, Ballot, Vote
 
 # How long a proposer waits for the one before it in the order, and between its own attempts.
 PATIENCE_SECONDS = 8.0
+# A ballot this far above all that a voter promised is nobody's next one, but a liar's last one.
+JUMP_MAX = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,12 @@ def step(
     Only voters' entries count. ``now`` is monotonic seconds; no other clock plays a part.
     """
     heard = {node: vote for node, vote in votes.items() if node in electorate.voters}
-    quiet = _quiet(heard, now, quiet)
     mine = heard.get(own, Vote())
+    quiet = _quiet(heard, _limit(mine), now, quiet)
     chosen = chosen_by(heard.values(), electorate.quorum)
     if chosen is not None or own not in electorate.voters:
         return Step(quiet, chosen=chosen)
-    if (answered := _answer(mine, heard)) != mine:
+    if (answered := _answer(mine, heard, electorate.voters)) != mine:
         return Step(quiet, answered)
     if not may_propose or own not in electorate.candidates:
         return Step(quiet)
@@ -85,25 +87,35 @@ def chosen_by(votes: Iterable[Vote], quorum: int) -> bytes | None:
     return None
 
 
-def _quiet(heard: Mapping[bytes, Vote], now: float, before: Quiet) -> Quiet:
-    top = _top(heard)
+def _quiet(heard: Mapping[bytes, Vote], limit: int, now: float, before: Quiet) -> Quiet:
+    top = _top(heard, limit)
     promised = sum(one.promised == top for one in heard.values())
     accepted = sum(one.accepted == top for one in heard.values())
     seen = top, promised, accepted
     return before if before.seen == seen else Quiet(seen, now)
 
 
-def _top(heard: Mapping[bytes, Vote]) -> Ballot | None:
-    """Return the highest ballot that anybody speaks of."""
+def _top(heard: Mapping[bytes, Vote], limit: int) -> Ballot | None:
+    """Return the highest ballot that anybody speaks of, up to a number."""
     ballots = (
         one for vote in heard.values() for one in (vote.promised, vote.accepted, vote.proposed)
     )
-    return max(filter(None, ballots), default=None)
+    return max((one for one in ballots if one and one.number <= limit), default=None)
 
 
-def _answer(mine: Vote, heard: Mapping[bytes, Vote]) -> Vote:
+def _limit(mine: Vote) -> int:
+    """Return the highest number that this voter takes for one."""
+    return (0 if mine.promised is None else mine.promised.number) + JUMP_MAX
+
+
+def _answer(mine: Vote, heard: Mapping[bytes, Vote], voters: frozenset[bytes]) -> Vote:
     """Return this acceptor's state after the highest ballot that it hears of."""
-    asked = [vote for node, vote in heard.items() if vote.proposed and vote.proposed.node == node]
+    limit = _limit(mine)
+    asked = [
+        vote
+        for node, vote in heard.items()
+        if vote.proposed and vote.proposed.node == node and vote.proposed.number <= limit
+    ]
     if not asked:
         return mine
     best = max(asked, key=lambda vote: (vote.proposed, vote.proposal or b""))
@@ -112,7 +124,8 @@ def _answer(mine: Vote, heard: Mapping[bytes, Vote]) -> Vote:
     if mine.promised is not None and ballot < mine.promised:
         return mine
     answered = msgspec.structs.replace(mine, promised=ballot)
-    if best.proposal is None or mine.accepted == ballot:
+    # Whom this voter does not know (yet) it does not agree to.
+    if best.proposal not in voters or mine.accepted == ballot:
         return answered
     return msgspec.structs.replace(answered, accepted=ballot, value=best.proposal)
 
@@ -125,7 +138,7 @@ def _propose(
     now: float,
     quiet: Quiet,
 ) -> Step:
-    top = _top(heard)
+    top = _top(heard, _limit(mine))
     if mine.proposed is not None and mine.proposed == top:
         if mine.proposal is not None:
             return Step(quiet)
@@ -133,11 +146,13 @@ def _propose(
         if len(promised) < electorate.quorum:
             return Step(quiet)
         bound = max(
-            (one for one in promised if one.accepted is not None),
+            (one for one in promised if one.accepted is not None and one.accepted < top),
             key=lambda one: one.accepted or top,
             default=None,
         )
         value = own if bound is None else bound.value
+        if value not in electorate.voters:
+            return Step(quiet)
         return Step(quiet, msgspec.structs.replace(mine, proposal=value))
     place = electorate.candidates.index(own) + (top is not None)
     due = quiet.since + place * PATIENCE_SECONDS

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.cluster import founding
-from appliance.cluster.cluster_entries import Vote, merged
+from appliance.cluster.cluster_entries import NUMBER_MAX, Ballot, Vote, merged, value_of
 from appliance.cluster.founding import Electorate, Quiet
 from appliance.cluster.sight import Kind, Orders, Wanted
 from tests.fakes.founding_world import World, member, node_id
@@ -127,8 +127,10 @@ class Duel:
         if whole != votes[one]:
             return self.say(one, whole)
         # A new ballot now and then; all else goes on at once.
-        founding.PATIENCE_SECONDS = 0.0 if self.random.random() < 0.1 else 1e9
-        done = founding.step(one, votes, self.electorate, 0.0, Quiet(), may_propose=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patience = 0.0 if self.random.random() < 0.1 else 1e9
+            patch.setattr(founding, "PATIENCE_SECONDS", patience)
+            done = founding.step(one, votes, self.electorate, 0.0, Quiet(), may_propose=True)
         if done.chosen is not None:
             self.chosen.add(done.chosen)
         elif done.vote is not None:
@@ -150,3 +152,32 @@ def test_whoever_duels_one_is_chosen_for_good() -> None:
         assert len(duel.chosen) <= 1, seed
         ended += bool(duel.chosen)
     assert ended > DUELS // 2
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        # The highest ballot there is, so that nobody could go above it.
+        Vote(proposed=Ballot(NUMBER_MAX, node_id(3))),
+        Vote(promised=Ballot(NUMBER_MAX, node_id(3))),
+        Vote(proposed=Ballot(NUMBER_MAX, node_id(3)), proposal=node_id(3)),
+        # In another's name.
+        Vote(proposed=Ballot(50, node_id(2)), proposal=node_id(3)),
+        # Agreed to somebody who does not exist, in a ballot of the future.
+        Vote(
+            promised=Ballot(1, node_id(1)),
+            accepted=Ballot(NUMBER_MAX, node_id(3)),
+            value=node_id(9),
+        ),
+    ],
+)
+def test_one_liar_holds_nobody_up(lie: Vote) -> None:
+    world = World([member(1), member(2), member(3)], wanted=Wanted(expected_nodes=3))
+    world.say(world.node(3), "ballot", value_of(lie))
+    world.node(3).up = False
+    for one in world.nodes[:2]:
+        one.ledger.update(world.node(3).ledger)
+        one.knows.add(node_id(3))
+    world.run(40)
+    assert len(world.founders) == 1
+    assert world.founders < {node_id(1), node_id(2)}
