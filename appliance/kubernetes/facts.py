@@ -91,6 +91,7 @@ class ClusterFacts(msgspec.Struct, frozen=True):
     problems: tuple[ProblemFacts, ...] = ()
     members: tuple[MemberFacts, ...] = ()
     network_key: str = ""
+    cluster: str = ""
     # Of this node's cluster; None: another cluster has it (the problems say which).
     services: str | None = ""
 
