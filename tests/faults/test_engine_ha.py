@@ -107,6 +107,16 @@ def test_two_more_servers_join(servers: Servers) -> None:
     assert len(tokens) == 1
 
 
+def test_an_agent_joins_by_the_first(servers: Servers) -> None:
+    agent = servers.world.machine("agent")
+    agent.containerd()
+    agent.engine("agent", "--server", FIRST, "--token", SECRET)
+    everyone = {"one", "two", "three", "agent"}
+    wait_until(lambda: servers.ready("two") == everyone, 90, f"the agent is ready: {agent.tail()}")
+    known = f"{DATA}/agent/servers.json"
+    wait_until(lambda: "10.99.0.3" in agent.run("cat", known, check=False), 60, "it knows all")
+
+
 def test_a_server_with_other_ranges_is_refused(servers: Servers) -> None:
     """It would hand out addresses that the others do not know of."""
     stranger = servers.machines["three"]
@@ -125,6 +135,21 @@ def test_one_is_lost_and_the_others_go_on_within_30_seconds(servers: Servers) ->
         wait_until(partial(servers.writes, name), 30, f"{name} takes a write")
     print(f"both took a write {time.monotonic() - begun:.1f} s after the loss")
     assert time.monotonic() - begun < 30
+
+
+def test_the_agent_goes_on_with_another_server(servers: Servers) -> None:
+    two = servers.machines["two"]
+
+    def renewed() -> str:
+        found = two.get("lease", "agent", "-n", "kube-node-lease")
+        return str(found.get("spec", {}).get("renewTime", ""))
+
+    begun = time.monotonic()
+    wait_until(renewed, 30, "the agent's lease is there")
+    before = renewed()
+    wait_until(lambda: renewed() > before, 90, "the agent's lease is renewed")
+    print(f"the agent's lease was renewed {time.monotonic() - begun:.1f} s after that")
+    assert "agent" in servers.ready("two")
 
 
 def test_the_lost_one_is_replaced(servers: Servers) -> None:

@@ -123,7 +123,11 @@ func runAgent(parent context.Context, options *config.Options, notifier *notify.
 	if err != nil {
 		return err
 	}
-	running, err := agent.Start(ctx, options, credentials, facts, func(err error) { cancel(err) })
+	failed := func(err error) { cancel(err) }
+	if credentials.Server, err = agent.Balance(ctx, options, failed); err != nil {
+		return err
+	}
+	running, err := agent.Start(ctx, options, credentials, facts, failed)
 	if err == nil {
 		err = agent.WaitRegistered(ctx, options)
 	}

@@ -4,6 +4,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -204,6 +205,32 @@ func WaitRegistered(ctx context.Context, o *config.Options) error {
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+}
+
+// Balance starts what passes this agent's connections on to the servers, and returns its URL.
+func Balance(ctx context.Context, o *config.Options, failed func(error)) (string, error) {
+	given, err := url.Parse(o.Join)
+	if err != nil {
+		return "", err
+	}
+	balancer := NewBalancer(given.Host, o.AgentDir("servers.json"))
+	listener, err := balancer.Listen()
+	if err != nil {
+		return "", err
+	}
+	component.Supervise(ctx, "way to the servers", func(ctx context.Context) error { return balancer.Serve(ctx, listener) }, failed)
+	component.Supervise(ctx, "list of servers", func(ctx context.Context) error {
+		config, err := waitForIdentity(ctx, o)
+		if err != nil {
+			return err
+		}
+		client, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return err
+		}
+		return balancer.Follow(ctx, client)
+	}, failed)
+	return "https://" + balanceAddress, nil
 }
 
 // Wait gives components some seconds to end.
