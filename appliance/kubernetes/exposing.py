@@ -79,6 +79,9 @@ class Exposing:
         api = self._api[1]
         annotated, self.problems = desired_from(_items(api.get(_SERVICES)))
         exposures = (*annotated, *self._by_hand())
+        if not exposures and not (self._places.run_dir / FILE).exists():
+            # The daemon is started by the file.
+            return None
         slices: list[dict[str, Any]] = []
         for where in sorted({_where(one) for one in exposures}):
             namespace, _, name = where.partition("/")

@@ -93,6 +93,21 @@ async def test_annotations_and_a_persons_wishes_reach_the_daemon(tmp_path: Path)
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+async def test_where_nothing_is_to_be_exposed_there_is_no_file_and_an_old_one_is_emptied(
+    tmp_path: Path,
+) -> None:
+    one, kubernetes, path = looking(tmp_path)
+    services = kubernetes.answers.pop("/api/v1/services")
+    await one.work()
+    assert not path.exists()
+    kubernetes.answers["/api/v1/services"] = services
+    await one.work()
+    assert read_kubernetes_file(path).exposures
+    del kubernetes.answers["/api/v1/services"]
+    await one.work()
+    assert read_kubernetes_file(path).exposures == ()
+
+
 async def test_without_an_api_what_was_told_stays(tmp_path: Path) -> None:
     one, kubernetes, path = looking(tmp_path)
     await one.work()

@@ -6,6 +6,8 @@ import shlex
 
 import pytest
 
+from appliance.kubernetes.exposing import FILE
+from appliance.kubernetes.places import Places
 from skerry.__main__ import build_parser
 from tests.unit.test_supervisor_units import UNITS, settings
 
@@ -14,8 +16,10 @@ SERVICE, WATCH = "skerry-services.service", "skerry-services.path"
 
 def test_it_starts_when_something_is_wanted_and_runs_what_exists() -> None:
     wanted = build_parser().parse_args(["service", "ls"]).data_dir / "services.json"
-    assert settings(WATCH)["Path"] == {"PathExists": str(wanted)}
-    assert settings(SERVICE)["Unit"]["ConditionPathExists"] == str(wanted)
+    places = (wanted, Places().run_dir / FILE)
+    assert settings(WATCH)["Path"]["PathExists"] == "\n".join(map(str, places))
+    conditions = settings(SERVICE)["Unit"]["ConditionPathExists"]
+    assert conditions == "\n".join(f"|{one}" for one in places)
     program, *words = shlex.split(settings(SERVICE)["Service"]["ExecStart"])
     assert program == "/usr/bin/skerry"
     assert str(build_parser().parse_args(words).run_dir) == "/run/skerry-services"
