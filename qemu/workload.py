@@ -20,6 +20,8 @@ from qemu.machine import Machine
 PORT = 8080
 SERVICE_PORT = 80
 IMAGE = "busybox"
+# By its path: that of the node's programs does not lead there.
+BUSYBOX = "/bin/busybox"
 # Emulated guests are slow to start programs; what fails is asked again until the deadline.
 _DEADLINE_SECONDS = 90
 
@@ -177,7 +179,7 @@ def questions(target: Target) -> list[tuple[str, str, list[str]]]:
     for address in target.addresses:
         kind = "IPv6" if ":" in address else "IPv4"
         host = f"[{address}]" if ":" in address else address
-        asked.append((f"ping, {kind}", address, ["busybox", "ping", "-c", "3", "-W", "5", address]))
+        asked.append((f"ping, {kind}", address, [BUSYBOX, "ping", "-c", "3", "-W", "5", address]))
         asked.append((f"HTTP, pod {kind}", address, _wget(f"http://{host}:{PORT}/")))
     asked.append(("HTTP, Service", target.service, _wget(f"http://{target.service}/")))
     name = f"{target.name}.{NAMESPACE}.svc.cluster.local"
@@ -188,7 +190,7 @@ def questions(target: Target) -> list[tuple[str, str, list[str]]]:
 
 
 def _wget(url: str) -> list[str]:
-    return ["busybox", "wget", "-q", "-T", "10", "-O", "-", url]
+    return [BUSYBOX, "wget", "-q", "-T", "10", "-O", "-", url]
 
 
 def pid_of(machine: Machine, target: Target) -> int:
