@@ -258,12 +258,11 @@ def test_a_node_that_may_not_join_is_told_why(cluster: Cluster, what: str) -> No
 @ours
 def test_a_token_does_not_take_over_a_node_that_is_there(cluster: Cluster) -> None:
     """Whoever has the agents' token gets no certificate in the name of the server's node."""
-    words = ["/engine", "agent", "--server", SERVER, "--token", SECRET, "--data-dir", "/tmp/thief"]
-    words += ["--node-name", "one", "--node-ip", cluster.two.address]
-    process = cluster.two.spawn(words, cluster.two.shared.parent / "thief.log")
+    thief = cluster.world.machine("thief")
+    thief.containerd()
+    thief.engine("agent", "--server", SERVER, "--token", SECRET, "--node-name", "one")
     said = "denied: a Node called one is there"
-    wait_until(lambda: said in cluster.one.log.read_text(), 90, "the request is denied")
-    cluster.two.stop(process, hard=True)
+    wait_until(lambda: said in cluster.one.log.read_text(), 90, f"it is denied: {thief.tail()}")
 
 
 @ours
