@@ -99,9 +99,10 @@ def _service(name: str, labels: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _pod(name: str, labels: Mapping[str, str], node: str, image: str) -> dict[str, Any]:
+    # As a container's first process httpd itself would not heed SIGTERM.
     script = (
-        f"mkdir -p /tmp/www && echo {name} >/tmp/www/index.html && "
-        f"exec busybox httpd -f -p {PORT} -h /tmp/www"
+        f"mkdir -p /tmp/www; echo {name} >/tmp/www/index.html; trap 'exit 0' TERM; "
+        f"busybox httpd -f -p {PORT} -h /tmp/www & wait"
     )
     container = {
         "name": "web",
