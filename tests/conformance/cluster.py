@@ -49,8 +49,7 @@ class Cluster:
         try:
             self._build()
         except BaseException:
-            for machine in self.machines:
-                sys.stderr.write(f"--- {machine.name}\n{machine.tail()}\n")
+            self._complain()
             self.__exit__(None, None, None)
             raise
         return self
@@ -119,6 +118,14 @@ class Cluster:
     def _resolves(self) -> bool:
         found = self.first.get("-n", "kube-system", "deployment", "coredns").get("status", {})
         return bool(found.get("readyReplicas"))
+
+    def _complain(self) -> None:
+        """Tell all that may say why the cluster does not come about."""
+        for machine in self.machines:
+            said = machine.run("sh", "-c", "tail -n 30 /var/log/pods/*/*/*.log", check=False)
+            rules = machine.run("nft", "list", "table", "inet", "skerry-pods", check=False)
+            parts = (machine.tail(), said[-3000:], rules)
+            sys.stderr.write(f"--- {machine.name}\n" + "\n".join(parts) + "\n")
 
     def _network(self, machine: Machine, cidr: str) -> None:
         folder = machine.shared / "cni"

@@ -163,6 +163,9 @@ func Start(ctx context.Context, o *config.Options, c Credentials, facts cluster.
 			return netpol.Run(ctx, netpol.Settings{Client: client, NodeName: o.NodeName})
 		}
 		running = append(running, component.Supervise(ctx, "network policy", policies, failed))
+	} else if err := netpol.Remove(ctx); err != nil {
+		// Rules of before would know no new pod, and keep it closed.
+		klog.Warningf("NetworkPolicy is switched off: %v", err)
 	}
 	return running, nil
 }
