@@ -41,6 +41,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
   sandbox_image = "skerry.local/pause:1"
   restrict_oom_score_adj = true
   disable_apparmor = true
+  enable_unprivileged_ports = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
 """
