@@ -218,7 +218,11 @@ def test_a_plain_secret_joins_too(cluster: Cluster) -> None:
     three = cluster.world.machine("three")
     three.containerd()
     three.engine("agent", "--server", SERVER, "--token", SECRET)
-    wait_until(lambda: cluster.ready("one", "two", "three"), 90, f"three joins: {three.tail()}")
+    try:
+        wait_until(lambda: cluster.ready("one", "two", "three"), 150, "three joins")
+    finally:
+        # Shown if it did not.
+        print(three.tail(), cluster.one.kubectl("get", "nodes,csr", check=False), sep="\n----\n")
 
 
 REFUSALS = {
