@@ -147,7 +147,7 @@ class World:
         pod = self.container(space, app)
         pod.make()
         pod.tell()
-        wait_until(lambda: not self.held(pod), 20, f"{pod.name} is let out")
+        wait_until(lambda: not self.held(pod), 60, f"{pod.name} is let out")
         return pod
 
     def held(self, pod: KubePod) -> bool:
@@ -200,14 +200,14 @@ def teller(world: World) -> KubePod:
 
 def opens(sender: KubePod, to: KubePod, port: int = HTTP) -> None:
     """Wait until one pod reaches another."""
-    wait_until(lambda: not sender.cut_from(to, port), 20, f"{sender.name} reaches {to.name}:{port}")
-    wait_until(lambda: sender.reaches(to, port), 20, f"{sender.name} reaches {to.name}:{port}")
+    wait_until(lambda: not sender.cut_from(to, port), 60, f"{sender.name} reaches {to.name}:{port}")
+    wait_until(lambda: sender.reaches(to, port), 60, f"{sender.name} reaches {to.name}:{port}")
 
 
 def closes(sender: KubePod, to: KubePod, port: int = HTTP) -> None:
     """Wait until one pod does not reach another any more."""
     what = f"{sender.name} does not reach {to.name}:{port} any more"
-    wait_until(lambda: sender.cut_from(to, port), 20, what)
+    wait_until(lambda: sender.cut_from(to, port), 60, what)
 
 
 def test_a_container_that_nobody_knows_is_closed_but_for_its_node(
