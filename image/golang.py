@@ -37,6 +37,8 @@ ARCHITECTURES = ("amd64", "arm64")
 _FLAGS = ("-trimpath", "-buildvcs=false", "-mod=readonly")
 _LINK = ("-s", "-w", "-buildid=")
 _SAY_EVERY_SECONDS = 20.0
+# Of each program and architecture; an engine weighs 150 MB.
+_KEPT = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,22 @@ def build(program: Program, architecture: str) -> Path:
     folder = kept / f"{program.name}-{architecture}-{_input_hash(program, architecture, toolchain)}"
     finished = folder / program.name
     if finished.exists():
+        os.utime(folder)  # it counts as used: others go first
         return finished
     with locked(folder.with_name(f"{folder.name}.lock"), waiting_for=program.name):
         if not finished.exists():
             with console.step(f"building {program.name} for {architecture} into {folder}"):
                 _build(program, architecture, toolchain, finished)
+                _prune(kept, f"{program.name}-{architecture}-")
     return finished
+
+
+def _prune(kept: Path, prefix: str) -> None:
+    """Remove the results that were not used for the longest time."""
+    made = [one for one in kept.glob(f"{prefix}{'[0-9a-f]' * 16}") if one.is_dir()]
+    for folder in sorted(made, key=lambda one: one.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_name(f"{folder.name}.log").unlink(missing_ok=True)
 
 
 def go_command(words: Sequence[str], *, folder: str) -> list[str]:

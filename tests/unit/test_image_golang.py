@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def test_no_go_that_is_new_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(BuildError, match=r"no Go of version 1\.26\.0") as caught:
         golang._toolchain((1, 26, 0))
     assert "1.26.0" in str(caught.value.hint)
+
+
+def test_the_results_used_last_are_kept_of_each_program_and_architecture(tmp_path: Path) -> None:
+    names = [f"thing-amd64-{number:016x}" for number in range(golang._KEPT + 2)]
+    others = [f"thing-arm64-{0:016x}", f"thing-amd64-go-{0:016x}"]
+    for age, name in enumerate([*names, *others]):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (age, age))
+    os.utime(tmp_path / names[0], (99, 99))
+    golang._prune(tmp_path, "thing-amd64-")
+    assert {one.name for one in tmp_path.iterdir()} == {names[0], *names[3:], *others}
 
 
 def test_additions_are_new_files_of_a_copy(
