@@ -6,7 +6,7 @@ Run with the images, so that no test waits minutes for a compiler within its own
 from __future__ import annotations
 
 from image import wireguard_go
-from image.flannel_programs import ETCD, FLANNELD
+from image.flannel_programs import FLANNELD
 from image.golang import Program, build
 from tests.netns.cni import PROGRAMS, REFERENCE
 from tests.netns.test_netpol import ENFORCER
@@ -17,7 +17,7 @@ ARCHITECTURE = "amd64"
 def main() -> None:
     """Build what the cache lacks."""
     wireguard_go.ensure()
-    for program in (FLANNELD, ETCD, ENFORCER):
+    for program in (FLANNELD, ENFORCER):
         build(program, ARCHITECTURE)
     for name, package in (PROGRAMS | REFERENCE).items():
         build(Program("cni", package, name), ARCHITECTURE)
