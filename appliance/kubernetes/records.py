@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 import msgspec
 
-from appliance.cluster.recorded import Reconciled, reconcile
+from appliance.cluster.recorded import Reconciled, Verdict, reconcile
 from appliance.kubernetes.config import PROVIDER
 from appliance.kubernetes.errors import KubeApiError
 from appliance.kubernetes.facts import Cluster
 from appliance.problem import Problem
 
-_ETCD_LABEL = "node-role.kubernetes.io/etcd"
+# What engines label servers with, ours with the first only: no kubelet may set either itself
+# (NodeRestriction). Of several servers each is a member of the store by the time it has one.
+_SERVER_LABELS = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/etcd")
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -63,7 +65,7 @@ class NodeObject(msgspec.Struct, frozen=True):
     @property
     def keeps_state(self) -> bool:
         """Whether it is a voting member of the engine's store."""
-        return self.metadata.labels.get(_ETCD_LABEL) == "true"
+        return any(self.metadata.labels.get(one) == "true" for one in _SERVER_LABELS)
 
 
 class _NodeList(msgspec.Struct, frozen=True):
@@ -156,7 +158,7 @@ def decide(nodes: Sequence[NodeObject], cluster: Cluster, revoked: Collection[st
     """
     gone = [one for one in nodes if one.node_id in revoked or _is_former(one, nodes, cluster)]
     stay = [one for one in nodes if one not in gone]
-    ranges = {one.metadata.name: one.spec.ranges for one in stay}
+    ranges = {one.metadata.name: one.spec.ranges for one in stay if not _lies(one, cluster)}
     changes: list[Record | Remove] = [Remove(one.metadata.name, one.metadata.uid) for one in gone]
     problems: list[Problem] = []
     own: Reconciled | None = None
@@ -167,12 +169,16 @@ def decide(nodes: Sequence[NodeObject], cluster: Cluster, revoked: Collection[st
         others = {other: said for other, said in ranges.items() if other != name}
         held = cluster.range_of(one.node_id)
         found = reconcile(name, held, one.spec.ranges, cluster.plan, others)
+        if found.problem is not None:
+            problems.append(found.problem)
+        # What ledger and Kubernetes have agreed on nobody takes back by writing it to his own Node.
+        settled = reconcile(name, held, one.spec.ranges, cluster.plan)
+        if settled.verdict is Verdict.AGREED:
+            found = settled
         if one.node_id == cluster.document.node_id:
             own = found
         if found.record:
             changes.append(Record(name, found.record))
-        if found.problem is not None:
-            problems.append(found.problem)
     return Records(tuple(changes), tuple(problems), own)
 
 
@@ -185,6 +191,17 @@ def _is_former(one: NodeObject, nodes: Sequence[NodeObject], cluster: Cluster) -
     return name not in {None, one.metadata.name} and any(
         other.metadata.name == name and other.node_id == one.node_id for other in nodes
     )
+
+
+def _lies(one: NodeObject, cluster: Cluster) -> bool:
+    """Say whether a member's Node has other ranges than the ledger gives that member.
+
+    A kubelet may write its own Node's, once: so it could claim another's before that is recorded.
+    """
+    held = cluster.range_of(one.node_id)
+    if held is None:
+        return False
+    return reconcile("", held, one.spec.ranges, cluster.plan).verdict is Verdict.REFUSED
 
 
 def own_range(node: NodeObject, cluster: Cluster) -> Reconciled:

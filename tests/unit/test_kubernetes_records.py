@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +56,38 @@ def test_a_range_that_another_node_has_is_not_recorded() -> None:
     decided = records.decide(nodes, cluster(), frozenset())
     assert decided.changes == ()
     assert [one.code for one in decided.problems] == ["pod-range-in-use"]
+
+
+def test_a_member_that_claims_anothers_range_for_its_own_node_harms_itself_only() -> None:
+    liar = node_object(1, *both(0))
+    for mine in ((), both(0)):
+        decided = records.decide((node_object(0, *mine), liar), cluster(), frozenset())
+        assert decided.changes == (() if mine else (Record(NAMES[0], both(0)),))
+        assert [one.code for one in decided.problems] == ["pod-range-conflict"]
+        assert decided.own is not None
+        assert decided.own.use is not None
+
+
+def test_what_was_agreed_on_is_not_taken_back_for_a_strangers_sake() -> None:
+    text = json.dumps({"metadata": {"name": "x"}, "spec": {"podCIDRs": list(both(0))}})
+    nodes = (node_object(0, *both(0)), read_node(text.encode()))
+    decided = records.decide(nodes, cluster(), frozenset())
+    assert [one.code for one in decided.problems] == ["pod-range-in-use"]
+    assert decided.own is not None
+    assert decided.own.verdict is Verdict.AGREED
+
+
+@pytest.mark.parametrize("label", ["control-plane", "etcd"])
+def test_a_server_is_known_by_what_either_engine_calls_it(label: str) -> None:
+    # Else a leader counts itself alone, and lets in one server after the other, for ever.
+    assert node_object(1, labels={f"node-role.kubernetes.io/{label}": "true"}).keeps_state
+    assert not node_object(1, labels={"node-role.kubernetes.io/worker": "true"}).keeps_state
+
+
+def test_the_engine_sets_a_label_that_servers_are_known_by() -> None:
+    role = Path(__file__).parents[2] / "image/engine/internal/server/role.go"
+    (label,) = re.findall(r'const label = "([^"]+)"', role.read_text())
+    assert node_object(1, labels={label: "true"}).keeps_state
 
 
 def test_who_is_out_goes_and_its_range_is_free_at_once() -> None:
