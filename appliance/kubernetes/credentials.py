@@ -8,6 +8,7 @@ know whom it talks to.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.facts import SecretFacts
 from appliance.kubernetes.kubeconfig import unpack
+from provisioning.names import is_name
 
 SERVER_TOKEN = "cluster-server-token"  # noqa: S105 - its name
 AGENT_TOKEN = "cluster-agent-token"  # noqa: S105 - its name
@@ -24,7 +26,21 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     AGENT_TOKEN: ("agent", "server"),
     KUBECONFIG: ("server",),
 }
+_NAME_MAX = 64
 _TOKEN = re.compile(r"(K10[0-9a-f]{64})::([a-z]{1,16}):([!-9;-~]{8,256})", re.ASCII)
+
+
+def stored_as(name: str, cluster: str) -> str:
+    """Return what a cluster's secret is called in the ledger; the usual cluster has no name.
+
+    Else the leaders of two clusters would undo what the other seals, for ever.
+    """
+    if not cluster:
+        return name
+    plain = f"{name}.{cluster}"
+    if is_name(cluster) and len(plain) <= _NAME_MAX:
+        return plain
+    return f"{name}.{hashlib.sha256(cluster.encode()).hexdigest()[:32]}"
 
 
 @dataclass(frozen=True, slots=True)

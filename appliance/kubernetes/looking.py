@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 import msgspec
 
@@ -13,7 +14,7 @@ from appliance.cluster import orders
 from appliance.cluster.sight import Orders
 from appliance.kubernetes import facts
 from appliance.kubernetes.asking import Supervisor
-from appliance.kubernetes.credentials import ROLES
+from appliance.kubernetes.credentials import ROLES, stored_as
 from appliance.kubernetes.errors import SupervisorError
 from appliance.kubernetes.facts import Cluster, SecretFacts
 from appliance.ledger.assigned import read_id
@@ -32,9 +33,10 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """One picture; ``values`` are the cluster's secrets that this node can read.
+    """One picture.
 
-    ``revoked``: the root key has put this node out, and it heard of it.
+    ``secrets`` and ``values`` are this cluster's, by the names in `credentials`; the latter are
+    those that this node can read. ``revoked``: the root key has put this node out, and it heard of it.
     """
 
     cluster: Cluster
@@ -63,7 +65,8 @@ class Viewer:
             await get("/v1/ledger/assigned?prefix=cluster/"), facts.LedgerEntries, "orders"
         )
         listed = facts.read(await get("/v1/secret"), facts.SecretList, "the secrets")
-        secrets = {one.name: one for one in listed.secrets if one.name in ROLES}
+        names = {stored_as(name, document.cluster): name for name in ROLES}
+        secrets = {names[one.name]: one for one in listed.secrets if one.name in names}
         cluster = facts.check(document)
         return Sight(
             cluster,
@@ -94,14 +97,15 @@ class Viewer:
             if not one.readable or self._values.get(name, (0, ""))[0] == one.generation:
                 continue
             try:
-                data = await self._supervisor.get(f"/v1/secret/{name}")
+                data = await self._supervisor.get(f"/v1/secret/{quote(one.name)}")
             except SupervisorError as error:
                 if error.status == NOT_FOUND:
                     continue  # It was changed in between: the next look sees it.
                 raise
             found = facts.read(data, _Value, f"the secret {name}")
-            if found.encoding == "utf-8":
-                self._values[name] = (found.generation, found.value)
+            # No token is anything else; what was sealed before does not count any more.
+            value = found.value if found.encoding == "utf-8" else ""
+            self._values[name] = (found.generation, value)
         return {name: value for name, (_, value) in self._values.items() if name in secrets}
 
 

@@ -11,7 +11,14 @@ from appliance.cluster import vip
 from appliance.kubernetes import credentials, files
 from appliance.kubernetes.asking import Supervisor
 from appliance.kubernetes.config import Keys
-from appliance.kubernetes.credentials import AGENT_TOKEN, SERVER_TOKEN, Own, Token, read_token
+from appliance.kubernetes.credentials import (
+    AGENT_TOKEN,
+    SERVER_TOKEN,
+    Own,
+    Token,
+    read_token,
+    stored_as,
+)
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.kubeconfig import FILE_MAX, Kubeconfig, pack, read_kubeconfig
 from appliance.kubernetes.looking import Sight
@@ -66,8 +73,9 @@ class Sealer:
             log.warning("the token that agents join by was seen by one who is out: a new one")
         own = Own(server.text, credentials.agent_token(server, secret), pack(config), leads)
         for put in credentials.puts(own, sight.secrets, sight.values):
-            await self._supervisor.put_secret(put.name, put.value.encode(), put.roles)
-            log.info("%s is sealed to %s", put.name, ", ".join(put.roles))
+            name = stored_as(put.name, sight.cluster.document.cluster)
+            await self._supervisor.put_secret(name, put.value.encode(), put.roles)
+            log.info("%s is sealed to %s", name, ", ".join(put.roles))
         await self._seal_for_operator(sight, config)
 
     def _joined_by(self, sealed: Token) -> Token:
@@ -87,9 +95,16 @@ class Sealer:
         return None if text is None else read_token(text, f"the secret {name}")
 
     def _agent_secret(self, sight: Sight) -> str:
-        """Return the secret that agents join by; the founder makes it before there is a cluster."""
-        if (sealed := self._sealed(sight, AGENT_TOKEN)) is not None:
-            return sealed.secret
+        """Return the secret that agents join by; the founder makes it before there is a cluster.
+
+        A damaged one in the ledger is as good as none.
+        """
+        try:
+            if (sealed := self._sealed(sight, AGENT_TOKEN)) is not None:
+                return sealed.secret
+        except KubernetesError as error:
+            # Whoever put it: the leader seals a right one over it, which needs this one to run.
+            log.warning("%s; another is sealed over it", error)
         path = self._places.agent_secret
         text = (files.read_text(path, _TOKEN_MAX) or "").strip()
         if not text:

@@ -11,6 +11,7 @@ import pytest
 from appliance.cluster.conflist import read_conflist
 from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes.agent import joined_in
+from appliance.kubernetes.credentials import read_token
 from appliance.kubernetes.errors import KubeApiError
 from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.kubeconfig import kubeconfig_text, unpack
@@ -187,6 +188,42 @@ async def test_a_token_that_is_none_is_a_problem_and_stops_nothing(tmp_path: Pat
     world.supervisor.give_secret("cluster-agent-token", AGENT_TOKEN, generation=3)
     await world.turns(15)
     assert world.units.calls == [("start", AGENT_UNIT), ("restart", AGENT_UNIT)]
+
+
+async def test_nonsense_in_the_place_of_tokens_is_sealed_over_by_the_founder(
+    tmp_path: Path,
+) -> None:
+    world = await founded(tmp_path)
+    for name in ("cluster-agent-token", "cluster-server-token"):
+        world.supervisor.give_secret(name, "nonsense", generation=2)
+    await world.turns(15)
+    for name in ("cluster-agent-token", "cluster-server-token"):
+        assert read_token(world.supervisor.secrets[name]["value"], name).authority
+    # A founder that starts with it there comes up all the same: nobody else could mend it.
+    world.supervisor.give_secret("cluster-agent-token", "nonsense", generation=4)
+    world.places.config.unlink()
+    await world.turns(2)
+    assert world.places.config.exists()
+
+
+async def test_two_clusters_of_a_network_leave_each_others_secrets_alone(tmp_path: Path) -> None:
+    first = await founded(folder_of(tmp_path, "first"))
+    world = make_world(folder_of(tmp_path, "second"))
+    world.supervisor.secrets = secrets = first.supervisor.secrets
+    world.supervisor.document["cluster"] = "blue"
+    for one in world.supervisor.document["members"]:
+        one["labels"] = {"skerry.internal/cluster": "blue"}
+    await world.turns(10, 4)
+    world.engine_files()
+    other = SERVER_TOKEN.replace("ab", "cd")
+    world.places.server_token.write_text(other)
+    world.api.objects["founder"] = node_object(0)
+    await world.turns(3)
+    await first.turns(3)
+    assert secrets["cluster-server-token"]["value"] == SERVER_TOKEN
+    assert secrets["cluster-server-token.blue"]["value"] == other
+    assert {one["row"]["generation"] for one in secrets.values()} == {1}
+    assert len(secrets) == 6
 
 
 async def test_a_new_token_restarts_no_agent_that_is_in(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from appliance.kubernetes.kubeconfig import (
 )
 from appliance.kubernetes.operator_box import open_as_operator, seal_for_operator
 from appliance.kubernetes.status_words import show, words
+from appliance.ledger.secrets import check_name
 from skerry.errors import UsageError
 from tests.fakes.cluster_world import ADMIN, KEY, NETWORK, PEM, ROOT, SEED, SERVER_TOKEN
 
@@ -276,3 +277,13 @@ async def test_nobody_there_and_a_refusal(tmp_path: Path) -> None:
             await Supervisor(tmp_path / "s").get("/v1/cluster")
     assert caught.value.status == 404
     assert caught.value.hint == "look"
+
+
+def test_a_secrets_name_is_one_whatever_its_cluster_is_called() -> None:
+    names = [credentials.stored_as("cluster-agent-token", one) for one in ("", "blue", "b" * 63)]
+    assert names[:2] == ["cluster-agent-token", "cluster-agent-token.blue"]
+    names += [
+        credentials.stored_as("cluster-server-token", one) for one in ("A/b", "a.", "-", "\u00fc")
+    ]
+    assert [check_name(one) for one in names] == names
+    assert len(set(names)) == len(names)
