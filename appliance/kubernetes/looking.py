@@ -36,7 +36,8 @@ class Sight:
     """One picture.
 
     ``secrets`` and ``values`` are this cluster's, by the names in `credentials`; the latter are
-    those that this node can read. ``revoked``: the root key has put this node out, and it heard of it.
+    those that this node can read. ``revoked``: the root key has put this node out, and it heard of
+    it.
     """
 
     cluster: Cluster
