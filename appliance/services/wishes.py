@@ -18,6 +18,8 @@ FILE_MAX = 256 * 1024
 MOST = 64
 NODES_MAX = 16
 KUBERNETES = "k8s:"
+# What the node itself is reached at inside the overlay: the store's, Kubernetes' API, the kubelet.
+NODE_PORTS = frozenset({("tcp", one) for one in (2379, 2380, 6443, 10250)})
 
 
 class Exposure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -100,6 +102,12 @@ def check_exposure(one: Exposure) -> None:
     _check_port(one.port)
     if one.to is None:
         return
+    if (one.protocol, one.port) in NODE_PORTS:
+        # Whoever may annotate one Service would take the cluster's API away from all nodes.
+        raise ServiceError(
+            f"port {one.port} is the node's own: what it is reached at would go elsewhere",
+            hint="offer the service at another port",
+        )
     if one.to.startswith(KUBERNETES):
         read_kubernetes(one.to)
     else:

@@ -349,3 +349,16 @@ def test_ready_pods_are_the_backends() -> None:
 
 def test_a_target_is_an_address_and_a_port() -> None:
     assert target_of("192.168.1.20:5432") == Target("192.168.1.20", 5432)
+
+
+def test_nobody_takes_the_ports_of_the_node_itself() -> None:
+    port = {"port": 6443, "protocol": "TCP"}
+    metadata = {"namespace": "x", "name": "y", "annotations": {"skerry/expose": "mine"}}
+    exposures, problems = desired_from([{"metadata": metadata, "spec": {"ports": [port]}}])
+    assert exposures == ()
+    assert "6443" in problems[0].message
+    # As it is it may be offered: nothing is led elsewhere.
+    check_exposure(Exposure("api", "tcp", 6443))
+    for number in (2379, 2380, 10250):
+        with pytest.raises(ServiceError, match="own"):
+            check_exposure(Exposure("mine", "tcp", number, "192.168.1.20:1"))
