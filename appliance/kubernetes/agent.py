@@ -28,7 +28,7 @@ from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.keeper import UNITS, Wanted
 from appliance.kubernetes.looking import Sight, Viewer
-from appliance.kubernetes.part import Kind, Part, part_of, view_of, was_removed
+from appliance.kubernetes.part import Kind, Part, one_after, part_of, view_of, was_removed
 from appliance.kubernetes.places import API_PORT, Places
 from appliance.kubernetes.pods import CniHost
 from appliance.kubernetes.report import State
@@ -45,6 +45,9 @@ TURN_SECONDS = 2.0
 CALM_SECONDS = 5.0
 # A supervisor that restarts, or a machine that is busy, is no problem yet.
 AWAY_SECONDS = 20.0
+# A node that is not in the cluster after this long asks another server, if there is one: the first
+# may be broken, or may have lied about where it serves.
+JOIN_SECONDS = 300.0
 # After so many starts in vain a server asks whether the others took it out.
 REMOVED_ATTEMPTS = 3
 # After a turn that said something: what it said is the reason for the next one.
@@ -68,6 +71,9 @@ class _Last:
     pods: Pods | NoPods | None = None
     away: Problem | None = None
     away_since: float = 0.0
+    # Through which server this node joins, and since when it tries.
+    join: str | None = None
+    join_since: float = 0.0
 
 
 class Agent:
@@ -121,7 +127,7 @@ class Agent:
             if last.away is not None:
                 log.info("the supervisor answers again")
             last.sight, last.decision, last.away = sight, decision, None
-            last.part = part_of(decision, self._joined())
+            last.part = part_of(decision, self._join_through(decision))
         if last.away is not None and self._clock() - last.away_since >= AWAY_SECONDS:
             problems.append(last.away)
         if last.sight is not None:
@@ -256,6 +262,25 @@ class Agent:
         if keys is None or not addresses or sight.cluster.range is None:
             return None
         return engine_config(sight.cluster, part, keys, addresses, self._places)
+
+    def _join_through(self, decision: Decision) -> str | None:
+        """Return the server to join through as long as it is one; after long in vain, another."""
+        last, now = self._last, self._clock()
+        joined = self._joined()
+        if joined != last.join:
+            last.join, last.join_since = joined, now
+        if joined is None or now - last.join_since < JOIN_SECONDS or self._is_in(decision):
+            return joined
+        another = one_after(joined, decision.join)
+        if another != joined:
+            log.warning("%s does not let this node in; trying %s", joined, another)
+        return another
+
+    def _is_in(self, decision: Decision) -> bool:
+        """Say whether this node has joined: the engine knows all servers from then on."""
+        if decision.kind is Decided.AGENT:
+            return self._places.kubelet_kubeconfig.exists()
+        return self._kube.has_data()
 
     def _joined(self) -> str | None:
         """Return the server that the engine's present configuration joins through."""

@@ -128,6 +128,13 @@ def stay_with(current: str | None, servers: Sequence[str]) -> str | None:
     return servers[0]
 
 
+def one_after(current: str, servers: Sequence[str]) -> str:
+    """Return the server that is to be tried after one that was in vain."""
+    if current not in servers:
+        return current
+    return servers[(servers.index(current) + 1) % len(servers)]
+
+
 def was_removed(entries: Entries, own: bytes) -> bool:
     """Say whether the others took this server out: their latest plan does without it.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cluster import cluster_entries
+from appliance.cluster.cluster_entries import cluster_id
 from appliance.cluster.conflist import read_conflist
 from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes.agent import joined_in
@@ -163,6 +165,30 @@ async def test_an_agent_joins_with_its_own_token(tmp_path: Path) -> None:
     assert "cluster-cidr" not in config
     assert joined_in(config) == "10.10.0.1"
     assert token not in world.places.status.read_text()
+
+
+async def test_a_server_that_lets_nobody_in_is_not_asked_for_ever(tmp_path: Path) -> None:
+    first = await founded(folder_of(tmp_path, "first"))
+    world = make_world(folder_of(tmp_path, "second"), own=1, members=3)
+    world.supervisor.entries.update(first.supervisor.entries)
+    for name, one in first.supervisor.secrets.items():
+        world.supervisor.give_secret(name, one["value"])
+    said = cluster_entries.Server(1, cluster_id(NETWORK, "", bytes([1]) * 16), ("10.10.0.3",), 0)
+    world.supervisor.entries[f"{IDS[2]}/server"] = (IDS[2], cluster_entries.value_of(said))
+    await world.turns(10, 4)
+    asked = [joined_in(world.places.config.read_text())]
+    for _ in range(2):
+        await world.turns(1, 310)
+        await world.turns(2)
+        asked.append(joined_in(world.places.config.read_text()))
+    assert sorted(asked[:2], key=str) == ["10.10.0.1", "10.10.0.3"]
+    assert asked[2] == asked[0]
+    assert world.units.calls == [("start", AGENT_UNIT)] + [("restart", AGENT_UNIT)] * 2
+    # Once it is in, it stays.
+    world.places.kubelet_kubeconfig.parent.mkdir(parents=True)
+    world.places.kubelet_kubeconfig.write_text(kubeconfig_text(ADMIN, "kubelet"))
+    await world.turns(3, 310)
+    assert joined_in(world.places.config.read_text()) == asked[0]
 
 
 async def test_an_agent_waits_for_its_token_and_says_so(tmp_path: Path) -> None:
