@@ -28,7 +28,7 @@ from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.keeper import UNITS, Wanted
 from appliance.kubernetes.looking import Sight, Viewer
-from appliance.kubernetes.part import Kind, Part, one_after, part_of, view_of, was_removed
+from appliance.kubernetes.part import Kind, Part, one_after, part_of, turn_of, view_of, was_removed
 from appliance.kubernetes.places import API_PORT, Places
 from appliance.kubernetes.pods import CniHost
 from appliance.kubernetes.report import State
@@ -127,7 +127,8 @@ class Agent:
             if last.away is not None:
                 log.info("the supervisor answers again")
             last.sight, last.decision, last.away = sight, decision, None
-            last.part = part_of(decision, self._join_through(decision))
+            join = self._join_through(decision)
+            last.part = part_of(decision, join, inside=self._is_in(decision))
         if last.away is not None and self._clock() - last.away_since >= AWAY_SECONDS:
             problems.append(last.away)
         if last.sight is not None:
@@ -233,7 +234,15 @@ class Agent:
             conflist_known=text is not None or self._refused(part),
             manifests=texts,
             problems=tuple(problems),
+            turn=self._turn(sight, part),
         )
+
+    def _turn(self, sight: Sight, part: Part) -> int:
+        if part.kind is not Kind.SERVER:
+            return 0
+        own = read_id(sight.cluster.document.node_id) or b""
+        leads = self._kube.facts.engine.leader
+        return turn_of(cluster_entries.read(sight.said), own, leads=leads)
 
     def _refused(self, part: Part) -> bool:
         own = self._kube.facts.own
@@ -280,7 +289,7 @@ class Agent:
         """Say whether this node has joined: the engine knows all servers from then on."""
         if decision.kind is Decided.AGENT:
             return self._places.kubelet_kubeconfig.exists()
-        return self._kube.has_data()
+        return self._kube.is_member()
 
     def _joined(self) -> str | None:
         """Return the server that the engine's present configuration joins through."""

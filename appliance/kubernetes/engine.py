@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appliance.kubernetes import files, keeper, manifests
 from appliance.kubernetes.errors import KubernetesError
@@ -107,6 +107,7 @@ class EngineKeeper:
             problem = Problem("systemd", str(error), error.hint or "")
             return Kept(Machine(nothing, nothing), (problem,))
         self._count(wanted, machine, now)
+        self._attempts = self._attempts.looked(wanted, machine, now)
         problems = list(wanted.problems)
         for step in keeper.steps(wanted, machine, self._attempts, now):
             try:
@@ -127,7 +128,7 @@ class EngineKeeper:
         elif self._begun is None:
             self._begun = now
         elif self._attempts.count and now - self._begun > keeper.GOOD_SECONDS:
-            self._attempts = Attempts(0, self._attempts.last)
+            self._attempts = replace(self._attempts, count=0)
 
     async def _perform(self, step: Step, now: float) -> None:
         places = self._places

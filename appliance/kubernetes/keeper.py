@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from appliance.kubernetes.part import Kind, Part
@@ -22,6 +22,8 @@ PAUSES = (2.0, 5.0, 15.0, 30.0, 60.0)
 GOOD_SECONDS = 120.0
 # Restarts for a changed configuration come no closer than this.
 CALM_SECONDS = 20.0
+# Servers take turns of this length at that: one is back before the next one goes.
+TURN_SECONDS = 60.0
 UNITS = {Kind.SERVER: SERVER_UNIT, Kind.AGENT: AGENT_UNIT}
 
 
@@ -75,7 +77,8 @@ class Wanted:
     """What there should be.
 
     ``config`` None: it can't be written yet, ``problems`` say why. ``conflist`` None: no pods here
-    (no range, or a refused one). ``conflist_known`` False: keep what is there.
+    (no range, or a refused one). ``conflist_known`` False: keep what is there. ``turn``: how many
+    other servers restart for a changed configuration first.
     """
 
     part: Part
@@ -84,14 +87,19 @@ class Wanted:
     conflist_known: bool = True
     manifests: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """How often the engine was started in a row, and when it may be again (monotonic seconds)."""
+    """How often the engine was started in a row, and when it may be again (monotonic seconds).
+
+    ``outdated``: since when it runs with another configuration than it should.
+    """
 
     count: int = 0
     last: float = float("-inf")
+    outdated: float | None = None
 
     def due(self, now: float) -> bool:
         """Say whether the next start may be tried."""
@@ -101,6 +109,15 @@ class Attempts:
     def again(self, now: float) -> Attempts:
         """Return the count after one more."""
         return Attempts(self.count + 1, now)
+
+    def looked(self, wanted: Wanted, machine: Machine, now: float) -> Attempts:
+        """Return what is known after a look at whether the configuration is the right one."""
+        unit = UNITS.get(wanted.part.kind)
+        if unit is None or wanted.config is None:
+            return self
+        right = machine.applied == digest(unit, wanted.config)
+        since = now if self.outdated is None else self.outdated
+        return replace(self, outdated=None if right else since)
 
 
 # Steps
@@ -228,7 +245,7 @@ def _engine(wanted: Wanted, machine: Machine, attempts: Attempts, now: float) ->
     return (
         *_manifests(wanted, machine),
         *((WriteConfig(wanted.config),) if machine.config != wanted.config else ()),
-        *_start(unit, wanted.config, machine, attempts, now),
+        *_start(unit, wanted, machine, attempts, now),
     )
 
 
@@ -241,12 +258,14 @@ def _manifests(wanted: Wanted, machine: Machine) -> tuple[Step, ...]:
 
 
 def _start(
-    unit: str, config: str, machine: Machine, attempts: Attempts, now: float
+    unit: str, wanted: Wanted, machine: Machine, attempts: Attempts, now: float
 ) -> tuple[Step, ...]:
-    right = digest(unit, config)
+    right = digest(unit, wanted.config or "")
     if not machine.unit(unit).state.runs:
         return (Start(unit, right),) if attempts.due(now) else ()
-    if machine.applied != right and now >= attempts.last + CALM_SECONDS:
+    since = now if attempts.outdated is None else attempts.outdated
+    turn = since + wanted.turn * TURN_SECONDS
+    if machine.applied != right and now >= max(attempts.last + CALM_SECONDS, turn):
         return (Restart(unit, right),)
     return ()
 

@@ -97,8 +97,12 @@ def _member(one: MemberFacts) -> tuple[bytes, Member]:
     )
 
 
-def part_of(decision: Decision, joined: str | None) -> Part:
-    """Return the engine's part in a decision; ``joined`` is the server it joined through so far."""
+def part_of(decision: Decision, joined: str | None, *, inside: bool = False) -> Part:
+    """Return the engine's part in a decision; ``joined`` is the server it joined through so far.
+
+    ``inside``: it is in the cluster. A server that is asks nobody any more: it does not restart
+    because the one that let it in is gone.
+    """
     kinds = {
         Decided.WAIT: Kind.WAIT,
         Decided.NONE: Kind.NONE,
@@ -106,12 +110,15 @@ def part_of(decision: Decision, joined: str | None) -> Part:
         Decided.SERVER: Kind.SERVER,
         Decided.AGENT: Kind.AGENT,
     }
+    join = None if decision.kind is Decided.FOUND else stay_with(joined, decision.join)
+    if decision.kind is Decided.SERVER and inside and joined is not None and not decision.reset:
+        join = joined
     return Part(
         kinds[decision.kind],
         decision.why,
         decision.hint,
         founds=decision.kind is Decided.FOUND,
-        join=None if decision.kind is Decided.FOUND else stay_with(joined, decision.join),
+        join=join,
         embedded=decision.cluster_init,
         reset=decision.reset,
         problems=decision.problems,
@@ -133,6 +140,20 @@ def one_after(current: str, servers: Sequence[str]) -> str:
     if current not in servers:
         return current
     return servers[(servers.index(current) + 1) % len(servers)]
+
+
+def turn_of(entries: Entries, own: bytes, *, leads: bool) -> int:
+    """Return how many servers restart for a new configuration before this one does.
+
+    They take turns, so that the others carry on; the leader is the last, so that it changes once.
+    """
+    role = entries.roles.get(own)
+    plan = None if role is None else latest(entries.plans.values(), role.cluster_id)
+    if plan is None or own not in plan.servers:
+        return 0
+    led = {node for node, one in entries.plans.items() if one == plan}
+    others = sorted(set(plan.servers) - led - {own})
+    return len(others) if leads or own in led else sum(one < own for one in others)
 
 
 def was_removed(entries: Entries, own: bytes) -> bool:

@@ -119,6 +119,10 @@ class KubeSide:
         """Say whether there is Kubernetes state on this server's disk."""
         return (self._places.data_dir / "server/db").is_dir()
 
+    def is_member(self) -> bool:
+        """Say whether this server has joined: there is a datastore's member on its disk."""
+        return (self._places.data_dir / "server/db/etcd/member/wal").is_dir()
+
     def _without_api(self, cluster: Cluster) -> Engine:
         own = read_id(cluster.document.node_id) or b""
         return Engine(has_data=self.has_data(), members=frozenset({own}))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from appliance.cluster.cluster_entries import Entries, Plan, Role
+from appliance.cluster.sight import Decision
+from appliance.cluster.sight import Kind as Decided
 from appliance.kubernetes import keeper
 from appliance.kubernetes.keeper import (
     Attempts,
@@ -26,7 +29,7 @@ from appliance.kubernetes.keeper import (
     WriteConfig,
     WriteConflist,
 )
-from appliance.kubernetes.part import Kind, Part, stay_with, was_removed
+from appliance.kubernetes.part import Kind, Part, part_of, stay_with, turn_of, was_removed
 from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 
 SERVER = Part(Kind.SERVER, "it founds", founds=True)
@@ -117,6 +120,41 @@ def test_nobody_changes_the_server_it_joined_through_without_need() -> None:
     assert stay_with("10.10.0.9", ("10.10.0.1",)) == "10.10.0.1"
     # Its own state is enough for a server; that no other is known for a moment restarts nothing.
     assert stay_with("10.10.0.9", ()) == "10.10.0.9"
+
+
+def test_a_server_that_is_in_does_not_restart_because_another_is_gone() -> None:
+    server = Decision(Decided.SERVER, "it serves", join=("10.10.0.2",))
+    assert part_of(server, "10.10.0.1").join == "10.10.0.2"
+    assert part_of(server, "10.10.0.1", inside=True).join == "10.10.0.1"
+    assert part_of(server, None, inside=True).join == "10.10.0.2"
+    anew = replace(server, reset=True)
+    assert part_of(anew, "10.10.0.1", inside=True).join == "10.10.0.2"
+
+
+def test_servers_take_turns_at_a_restart_and_the_leader_is_the_last() -> None:
+    one, two, three, cluster = (bytes([number]) * 16 for number in (1, 2, 3, 0))
+    roles = {node: Role(1, cluster, "server", begun=True) for node in (one, two, three)}
+    old = Plan(1, cluster, 3, (one, two, three), None)
+    said = Entries(roles=roles, plans={one: replace_plan(old, 4), three: old})
+    turns = {node: turn_of(said, node, leads=node == one) for node in (one, two, three)}
+    assert turns == {one: 2, two: 0, three: 1}
+    # A new leader has not said anything yet: it goes with the last all the same.
+    assert turn_of(said, three, leads=True) == 1
+    assert turn_of(Entries(), one, leads=True) == 0
+
+    wanted = Wanted(SERVER, "other: true\n", b"{}", turn=1)
+    due = Restart(SERVER_UNIT, keeper.digest(SERVER_UNIT, "other: true\n"))
+    attempts = Attempts()
+    for now in (1000.0, 1000.0 + keeper.TURN_SECONDS - 1):
+        attempts = attempts.looked(wanted, running(), now)
+        assert due not in do(wanted, running(), attempts, now)
+    assert due in do(wanted, running(), attempts, 1000.0 + keeper.TURN_SECONDS)
+    settled = replace(running(), applied=due.digest)
+    assert attempts.looked(wanted, settled, 2000.0).outdated is None
+
+
+def replace_plan(plan: Plan, term: int) -> Plan:
+    return msgspec.structs.replace(plan, term=term)
 
 
 def test_only_a_plan_that_does_without_it_takes_a_server_out() -> None:
