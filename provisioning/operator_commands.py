@@ -17,8 +17,9 @@ from provisioning.clusters import CLUSTER_LABEL, cluster_of, rivals, services_of
 from provisioning.durations import expiry, moment_text
 from provisioning.errors import FormatError, ProvisioningError
 from provisioning.files import FileError, read_small
+from provisioning.grant import COUNT_MAX
 from provisioning.keys import id_text
-from provisioning.names import is_name
+from provisioning.names import LABELS_MAX, is_name
 from provisioning.network import NetworkInfo
 from provisioning.operator_grants import GrantNote, add_grant, load_grants, note_of
 from provisioning.settings import settings_from
@@ -48,7 +49,7 @@ def network_new(arguments: argparse.Namespace) -> None:
         console.note(f"network {network.name} ({id_text(network.network_id)}) is in {directory}")
         console.note(f"keep {directory / files.KEY_FILE} safe and backed up: who has it can make")
         console.note("tokens; without it, nobody can. Now: skerry token new")
-        if settings.expected_nodes is None:
+        if (settings.expected_nodes or 1) < 2:
             console.note(
                 "for Kubernetes: skerry cluster found NODE, once the nodes are up (or give"
             )
@@ -66,13 +67,15 @@ def token_new(arguments: argparse.Namespace) -> None:
     directory = files.find_network(arguments.network)
     operator = files.open_network(directory, lambda: passphrase(arguments.passphrase_file))
     now = time.time()
-    if arguments.count is not None and arguments.count < 1:
-        raise UsageError(f"--count cannot be {arguments.count}", hint="give 1 or more")
+    if arguments.count is not None and not 1 <= arguments.count <= COUNT_MAX:
+        raise UsageError(f"--count cannot be {arguments.count}", hint=f"give 1 to {COUNT_MAX}")
     if arguments.founder and (arguments.count or 1) > 1:
         raise UsageError(
             f"a founder's token for {arguments.count} nodes: a cluster has one founder",
             hint="make one with --founder for one machine, and another without for the others",
         )
+    roles = frozenset(arguments.role or ["auto"])
+    _check_roles(roles, founder=arguments.founder)
     labels = _labels(arguments.label)
     if arguments.cluster is not None:
         labels |= _cluster(arguments.cluster, operator.network, load_grants(directory))
@@ -81,14 +84,17 @@ def token_new(arguments: argparse.Namespace) -> None:
             operator.network,
             operator.root_seed,
             now=now,
-            roles=frozenset(arguments.role or ["auto"]),
+            roles=roles,
             labels=labels,
             expires=expiry(arguments.expires, now),
             count=1 if arguments.founder else arguments.count,
             founder=arguments.founder,
         )
     except FormatError as error:
-        raise UsageError(f"no such token can be made: {error}") from error
+        raise UsageError(
+            f"no such token can be made: {error}",
+            hint=f"at most {LABELS_MAX} labels, their words of 1 to 63 letters, digits and . _ / -",
+        ) from error
     token.text()  # Raises for one that is too large, before it is noted.
     with files.locked(directory):
         add_grant(directory, note_of(token.grant, token.network.epoch))
@@ -221,7 +227,9 @@ def _cluster(name: str, network: NetworkInfo, notes: Iterable[GrantNote]) -> dic
     """Return the label of a cluster's nodes, if there is a range of services for it."""
     settings = network.settings
     if not is_name(name):
-        raise UsageError(f"{name[:80]!r} cannot be the name of a cluster", hint="use a-z, 0-9, -")
+        raise UsageError(
+            f"{name[:80]!r} cannot be the name of a cluster", hint="use 1 to 63 of a-z, 0-9, -"
+        )
     if not settings.cluster_bits:
         raise UsageError(
             f"the network {network.name} has room for one cluster",
@@ -237,12 +245,28 @@ def _cluster(name: str, network: NetworkInfo, notes: Iterable[GrantNote]) -> dic
     return {CLUSTER_LABEL: name}
 
 
+def _check_roles(roles: frozenset[str], *, founder: bool) -> None:
+    """Refuse roles that contradict each other."""
+    if "none" in roles and len(roles) > 1:
+        raise UsageError(
+            "--role none keeps nodes out of Kubernetes, another --role lets them in",
+            hint="make two tokens",
+        )
+    if founder and roles.isdisjoint({"auto", "server"}):
+        raise UsageError(
+            f"a founder is a server, which --role {min(roles)} is not",
+            hint="leave --role out, or say --role server",
+        )
+
+
 def _labels(given: list[str]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for one in given:
         key, equals, value = one.partition("=")
         if not equals or key in labels:
-            raise UsageError(f"--label {one!r} is no new KEY=VALUE")
+            raise UsageError(
+                f"--label {one[:80]!r} is no new KEY=VALUE", hint="as in site=attic; each key once"
+            )
         if key.startswith("skerry.internal/"):
             raise UsageError(f"the label {key} is Skerry's own: choose a key with another prefix")
         labels[key] = value

@@ -25,6 +25,10 @@ TEXT_MAX = 256
 POD_HOST_BITS_MIN = 4
 # A cluster's services: 254 of them, the tenth is its resolver.
 SERVICE_HOST_BITS_MIN = 8
+# "This network", loopback, link-local, multicast: no machine routes them (RFC 6890).
+_NEVER = tuple(
+    map(ipaddress.IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4"))
+)
 Value = bool | int | str | tuple[str, ...] | None
 
 
@@ -52,7 +56,10 @@ class Settings:
     update_server: str | None = _setting(
         "URL of the fleet server that offers updates", default=None
     )
-    expected_nodes: int | None = _setting("nodes that the network will have at first", default=None)
+    expected_nodes: int | None = _setting(
+        "nodes that the network will have at first; a majority of them founds the cluster",
+        default=None,
+    )
     servers: int = _setting("Kubernetes servers to grow to: 1 or 3", default=1)
     pod_cidr: str = _setting("IPv4 range of the pods", default="10.244.0.0/16")
     node_bits: int = _setting(
@@ -85,7 +92,10 @@ class Settings:
         if self.update_server is not None:
             _check_url(self.update_server)
         if self.expected_nodes is not None and not 1 <= self.expected_nodes <= 1_000_000:
-            raise SettingsError(f"expected_nodes cannot be {self.expected_nodes}")
+            raise SettingsError(
+                f"expected_nodes cannot be {self.expected_nodes}",
+                hint="say how many machines there will be at first, or leave it out",
+            )
         if self.servers not in {1, 3}:
             raise SettingsError(f"servers cannot be {self.servers}", hint="choose 1 or 3")
         if self.cni not in {"native", "flannel"}:
@@ -182,6 +192,10 @@ def _check_range(name: str, text: str) -> ipaddress.IPv4Network:
     if str(network) != text or not 8 <= network.prefixlen <= 24:
         raise SettingsError(
             f"{name} {text[:40]!r} has a wrong size", hint="choose a prefix of /8 to /24"
+        )
+    if any(network.overlaps(other) for other in _NEVER):
+        raise SettingsError(
+            f"{name} {text} is not for addresses of machines", hint="choose one like 10.10.0.0/16"
         )
     return network
 

@@ -1,1 +1,1 @@
-"""Kubernetes on the overlay (docs/cluster.md): so far only decisions, nothing that acts."""
+"""Kubernetes on the overlay (docs/cluster.md): what is decided about it; nothing here acts."""

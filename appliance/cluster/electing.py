@@ -227,7 +227,7 @@ def _nobody(view: View, expected: int | None) -> Decision:
         "no node has a founder's grant, and the network's settings do not say how many nodes "
         "to expect"
         if expected is None
-        else f"no node has a founder's grant, and of {expected} expected node there is no majority"
+        else "no node has a founder's grant, and a majority takes two expected nodes or more"
     )
     return _wait(
         view,

@@ -17,7 +17,7 @@ def register(subparsers: Actions) -> None:
     run.add_argument(
         "--pods-only",
         action="store_true",
-        help="pod networking alone: Kubernetes is somebody else's (docs/cni.md)",
+        help="pod networking alone: Kubernetes is somebody else's (docs/image.md)",
     )
     run.set_defaults(handler=_run)
     status = actions.add_parser("status", help="what Kubernetes does on this node")
@@ -44,7 +44,7 @@ def register(subparsers: Actions) -> None:
         "--via",
         metavar="WAY",
         help="the node to go through: ssh://USER@HOST, the path of a local API's socket, or "
-        "HOST[:PORT] of the overlay (UDP)",
+        "HOST[:PORT] of the overlay (UDP) (default: the node on this machine)",
     )
     config.add_argument("--passphrase-file", type=Path, help="file with the root key's passphrase")
     config.set_defaults(handler=_kubeconfig)

@@ -16,8 +16,11 @@ def show(path: Path, *, as_json: bool) -> int:
     """Print what the cluster agent reported last; exit status 1 if it has problems."""
     document = read(path)
     if document is None:
+        there = path.exists()
         raise KubernetesError(
-            f"the cluster agent does not run here: there is no {path}",
+            f"{path} is no report of the cluster agent"
+            if there
+            else f"the cluster agent does not run here: there is no {path}",
             hint="On a node: systemctl status skerry-cluster; journalctl -u skerry-cluster",
         )
     print(json.dumps(document, indent=2) if as_json else "\n".join(words(document)))

@@ -147,7 +147,7 @@ def node_range(arguments: argparse.Namespace) -> int:
         return _show_range(arguments)
     wanted = None
     if arguments.auto and arguments.range is not None:
-        raise UsageError("say either a range or --auto")
+        raise UsageError("a range and --auto contradict each other", hint="say one of them")
     if not arguments.auto:
         try:
             wanted = ipaddress.IPv4Network(arguments.range)

@@ -33,7 +33,10 @@ def expose(arguments: argparse.Namespace) -> None:
     )
     wishes.check_exposure(one)
     if one.probe and one.protocol != "udp":
-        raise ServiceError("--probe is for udp: a TCP service is always asked")
+        raise ServiceError(
+            "--probe is for udp: a TCP service is always asked",
+            hint="leave it out, or say --protocol udp",
+        )
     before = wishes.load(arguments.data_dir)
     kept = [
         other

@@ -75,10 +75,13 @@ def load(directory: Path) -> Wishes:
         raise ServiceError(f"{path} cannot be read: {error}", hint=hint) from error
     if len(found.exposures) > MOST or len(found.connections) > MOST:
         raise ServiceError(f"{path} has more than {MOST} services", hint=hint)
-    for exposure in found.exposures:
-        check_exposure(exposure)
-    for connection in found.connections:
-        check_connection(connection)
+    try:
+        for exposure in found.exposures:
+            check_exposure(exposure)
+        for connection in found.connections:
+            check_connection(connection)
+    except ServiceError as error:
+        raise ServiceError(f"in {path}: {error}", hint=error.hint or hint) from error
     return found
 
 

@@ -196,6 +196,9 @@ def test_what_is_shown_holds_nothing_that_moves_the_cursor(
     assert "\x1b" not in capsys.readouterr().out
     assert "READY" not in "\n".join(words({}))
     path.write_text("[]")
+    with pytest.raises(KubernetesError, match="is no report"):
+        show(path, as_json=True)
+    path.unlink()
     with pytest.raises(KubernetesError, match="does not run"):
         show(path, as_json=True)
 

@@ -220,6 +220,9 @@ def test_the_file_is_read_as_it_was_written_and_nothing_else(tmp_path: Path) -> 
         (tmp_path / "services.json").write_bytes(text)
         with pytest.raises(ServiceError, match="cannot be read"):
             load(tmp_path)
+    save(tmp_path, Wishes((Exposure("db", "tcp", 0),)))
+    with pytest.raises(ServiceError, match=r"in .*services.json: 0 is no port"):
+        load(tmp_path)
 
 
 # What comes out of the ledger

@@ -171,6 +171,10 @@ def test_bad_words_are_refused_in_words(capsys: Captured, home: Path, words: lis
         ["--expires", "2020-01-01"],
         ["--count", "0"],
         ["--count", "9999999999"],
+        ["--count", "9" * 30],
+        ["--role", "none", "--role", "server"],
+        ["--founder", "--role", "agent"],
+        ["--founder", "--role", "none"],
         ["--label", "x"],
         ["--label", "=x"],
         ["--label", "a=1", "--label", "a=2"],
@@ -193,6 +197,8 @@ def test_a_founders_token_is_for_one_machine(capsys: Captured) -> None:
     assert "one founder" in refused(capsys, "token", "new", "--founder", "--count", "3")
     _, _, err = run(capsys, "network", "new", "four", "--expected-nodes", "4")
     assert "cluster found" not in err
+    _, _, err = run(capsys, "network", "new", "alone", "--expected-nodes", "1")
+    assert "skerry cluster found NODE" in err  # a majority of one founds nothing
 
 
 def test_a_cluster_of_its_own_has_a_range_of_services_or_another_name(capsys: Captured) -> None:
