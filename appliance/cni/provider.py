@@ -17,12 +17,14 @@ class Pods:
 
     ``network`` is what the CNI configuration is written from; this one counts, not the file.
     ``interface`` is the node's end of the overlay ("" if there is to be none). With ``gate``, a
-    pod's traffic waits for whoever enforces policies.
+    pod's traffic waits for whoever enforces policies. ``services`` are the addresses of Services:
+    nobody on an uplink gets there by way of this node.
     """
 
     network: PodNetwork
     interface: str = "skerry0"
     gate: bool = False
+    services: tuple[rules.Network, ...] = ()
 
     def plan(self) -> Network:
         """Return what attachments are planned by."""
@@ -38,7 +40,11 @@ class Pods:
         """Return the text of our nftables table."""
         network = self.network
         return rules.table_text(
-            network.bridge, network.ranges, network.direct, masquerade=network.masquerade
+            network.bridge,
+            network.ranges,
+            network.direct,
+            masquerade=network.masquerade,
+            services=self.services,
         )
 
 

@@ -25,11 +25,17 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def table_text(
-    bridge: str, ranges: Sequence[Network], direct: Sequence[Network], *, masquerade: bool
+    bridge: str,
+    ranges: Sequence[Network],
+    direct: Sequence[Network],
+    *,
+    masquerade: bool,
+    services: Sequence[Network] = (),
 ) -> str:
     """Return what makes the table be like this, in one transaction; the sets keep what they hold.
 
-    ``direct`` are destinations for which pods keep their own address.
+    ``direct`` are destinations for which pods keep their own address. ``services`` are addresses
+    that only this node and its pods may ask for; without any, what was said before holds.
     """
     sets = "".join(f"set {SETS[one]} {{ type {_TYPE[one]}; }}\n" for one in (4, 6))
     chains = (
@@ -45,6 +51,25 @@ def table_text(
         f"flush chain inet {TABLE} gate\nflush chain inet {TABLE} leave\n"
         f"table inet {TABLE} {{\n"
         f"chain gate {{\n{_lines(gate)}}}\nchain leave {{\n{_lines(leave)}}}\n}}\n"
+        + (_guard(bridge, services) if services else "")
+    )
+
+
+def _guard(bridge: str, services: Sequence[Network]) -> str:
+    """Return the chain that keeps Services' own addresses from whoever is on a node's uplink.
+
+    The node forwards, and kube-proxy translates whatever comes by, with the node's own address as
+    its source: a route to the node would lead a stranger to all that the cluster has inside.
+    """
+    rules = [
+        f'iifname != {{ "lo", "{bridge}" }} {_FAMILY[one.version]} daddr {one} drop'
+        for one in sorted(services, key=str)
+    ]
+    # Before destinations are changed (dstnat, -100).
+    head = "chain guard { type filter hook prerouting priority -150; policy accept; }\n"
+    return (
+        f"table inet {TABLE} {{\n{head}}}\nflush chain inet {TABLE} guard\n"
+        f"table inet {TABLE} {{\nchain guard {{\n{_lines(rules)}}}\n}}\n"
     )
 
 

@@ -261,7 +261,8 @@ class Agent:
         if cluster.range is None:
             return None
         network = flannel.pod_network(cluster, cluster.range)
-        return Pods(network, cluster.document.interface, self._places.gate)
+        services = (cluster.services,)
+        return Pods(network, cluster.document.interface, self._places.gate, services)
 
     def _config(self, sight: Sight, part: Part) -> str | None:
         if part.kind not in UNITS:

@@ -53,6 +53,18 @@ def test_one_transaction_that_keeps_what_the_sets_hold() -> None:
         assert f"{rule} drop\n" in gate
 
 
+def test_services_own_addresses_are_for_the_node_and_its_pods() -> None:
+    plain = rules.table_text("b", RANGES, [], masquerade=True)
+    text = rules.table_text("b", RANGES, [], masquerade=True, services=direct("10.96.0.0/12"))
+    # A server that has just started does not know them yet: it takes nothing away.
+    assert "guard" not in plain
+    assert text.startswith(plain)
+    guard = text.removeprefix(plain)
+    assert "hook prerouting priority -150;" in guard
+    assert guard.index("flush chain") < guard.index("drop")
+    assert 'iifname != { "lo", "b" } ip daddr 10.96.0.0/12 drop\n' in guard
+
+
 def test_addresses_go_into_the_gate_and_out_of_it_whether_they_were_in_or_not() -> None:
     assert rules.hold_text(["10.244.7.2", "fd42::2"]) == (
         "add element inet skerry-pods pending_v4 { 10.244.7.2 }\n"

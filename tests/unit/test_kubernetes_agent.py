@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ async def test_a_founder_gets_its_engine(tmp_path: Path) -> None:
     network = read_conflist(world.places.conflist.read_bytes())
     assert str(network.ranges[0]) == "10.244.1.0/24"
     assert network.mtu == 1380
-    assert world.cni.used[-1] == Pods(network, "skerry0", gate=True)
+    services = (IPv4Network("10.96.0.0/16"),)
+    assert world.cni.used[-1] == Pods(network, "skerry0", gate=True, services=services)
     assert world.status["state"] == "starting"
 
 
