@@ -153,18 +153,36 @@ func (c *controller) sync(ctx context.Context) error {
 }
 
 func (c *controller) apply(ctx context.Context, rules Ruleset) error {
-	tx := c.policy.NewTransaction()
-	Replace(tx, rules, c.settings.Bridge)
-	text := tx.String()
+	laid, switched := c.policy.NewTransaction(), c.policy.NewTransaction()
+	Lay(laid, rules, c.settings.Bridge)
+	Switch(switched, rules, nil, nil)
+	text := laid.String() + switched.String()
 	if text == c.applied {
 		return nil
 	}
 	c.applied = ""
-	if err := c.policy.Run(ctx, tx); err != nil {
+	if err := c.write(ctx, laid, rules); err != nil {
 		return fmt.Errorf("writing the nftables table %s: %w", Table, err)
 	}
 	c.applied = text
 	return nil
+}
+
+func (c *controller) write(ctx context.Context, laid *knftables.Transaction, rules Ruleset) error {
+	if err := c.policy.Run(ctx, laid); err != nil {
+		return err
+	}
+	chains, err := c.policy.List(ctx, "chains")
+	if err != nil {
+		return err
+	}
+	sets, err := c.policy.List(ctx, "sets")
+	if err != nil {
+		return err
+	}
+	switched := c.policy.NewTransaction()
+	Switch(switched, rules, chains, sets)
+	return c.policy.Run(ctx, switched)
 }
 
 // upToDate returns an error while the cache lacks a policy of a namespace that the API server has.

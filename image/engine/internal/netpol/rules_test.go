@@ -3,6 +3,7 @@ package netpol
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -225,13 +226,19 @@ func install(t *testing.T, rules Ruleset) *knftables.Fake {
 	t.Helper()
 	fake := knftables.NewFake(knftables.InetFamily, Table)
 	for range 2 {
-		tx := fake.NewTransaction()
-		Replace(tx, rules, "pods")
-		if err := fake.Run(context.Background(), tx); err != nil {
-			t.Fatalf("%v in\n%s", err, tx)
-		}
+		write(t, fake, rules)
 	}
 	return fake
+}
+
+func write(t *testing.T, fake *knftables.Fake, rules Ruleset) {
+	t.Helper()
+	laid := fake.NewTransaction()
+	Lay(laid, rules, "pods")
+	c := &controller{policy: fake}
+	if err := c.write(context.Background(), laid, rules); err != nil {
+		t.Fatalf("%v in\n%s", err, fake.Dump())
+	}
 }
 
 func TestPodsElsewhereArePeersOnly(t *testing.T) {
@@ -268,6 +275,61 @@ func TestEqualRulesShareAChain(t *testing.T) {
 	if found := len(fake.Table.Chains[chains[0]].Rules); found != 3 {
 		t.Errorf("%d rules instead of one for each family and the end:\n%s", found, fake.Dump())
 	}
+}
+
+// A packet that is under way when rules change must never meet a chain that is empty yet.
+func TestAChainIsThereBeforeAnythingLeadsToIt(t *testing.T) {
+	fake := knftables.NewFake(knftables.InetFamily, Table)
+	for port := range 3 {
+		spec := fmt.Sprintf(`{podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: %d}]}]}`, port+1)
+		rules, _ := Compile(Cluster{Pods: pods, Namespaces: world, Policies: []*networking.NetworkPolicy{policy(t, "shop", spec)}}, node)
+		laid := fake.NewTransaction()
+		Lay(laid, rules, "pods")
+		if strings.Contains(laid.String(), "delete") {
+			t.Errorf("laying takes away:\n%s", laid)
+		}
+		before := targets(fake)
+		if err := fake.Run(context.Background(), laid); err != nil {
+			t.Fatal(err)
+		}
+		if !maps.Equal(before, targets(fake)) {
+			t.Error("laying changed who is decided about where")
+		}
+		full := map[string]bool{}
+		for name, chain := range fake.Table.Chains {
+			full[name] = len(chain.Rules) > 0
+		}
+		write(t, fake, rules)
+		now := targets(fake)
+		if len(now) == 0 || maps.Equal(before, now) {
+			t.Fatal("nothing was put in force")
+		}
+		for chain := range now {
+			if !full[chain] {
+				t.Errorf("chain %s was empty until it was in force", chain)
+			}
+		}
+		for name := range fake.Table.Chains {
+			if !now[name] && name != "through" && name != "in" {
+				t.Errorf("chain %s is left over", name)
+			}
+		}
+		if found := len(fake.Table.Sets); found != 4+2 {
+			t.Errorf("%d sets", found)
+		}
+	}
+}
+
+func targets(fake *knftables.Fake) map[string]bool {
+	found := map[string]bool{}
+	if fake.Table != nil {
+		for _, decisions := range fake.Table.Maps {
+			for _, element := range decisions.Elements {
+				found[strings.TrimPrefix(element.Value[0], "jump ")] = true
+			}
+		}
+	}
+	return found
 }
 
 func TestBlocks(t *testing.T) {
