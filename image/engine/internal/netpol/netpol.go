@@ -1,7 +1,7 @@
 // Package netpol enforces NetworkPolicy on one node.
 //
 // It watches pods, namespaces and policies, works out what this node has to enforce, and puts it into
-// the nftables table `inet skerry-policy` in one transaction. What it cannot vouch for is closed: a pod
+// the nftables table `inet skerry-policy`. What it cannot vouch for is closed: a pod
 // of the node passes packets only once it is in the table, and its address is let out of the gate of
 // the CNI server (`inet skerry-pods`, sets pending_v4 and pending_v6) only after that. The table
 // outlives this process, so that a restart neither opens nor cuts a pod.
