@@ -219,6 +219,29 @@ def test_flannel_starts_when_the_cluster_agent_says_so_and_may_only_change_the_n
     assert service["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
 
 
+def test_who_may_make_pods_on_any_node_runs_on_servers_only() -> None:
+    """Else the root of an agent's node takes the account's token, and is root on the servers."""
+    for path in sorted((OVERLAY / "usr/share/skerry/manifests").glob("*.yaml")):
+        documents = path.read_text().split("\n---\n")
+        makes_pods = any(
+            re.search(r"resources: \[pods\]\n +verbs: .*create", one) for one in documents
+        )
+        for one in documents:
+            if makes_pods and re.search(r"^kind: Deployment$", one, re.MULTILINE):
+                selector = one.partition("nodeSelector:\n")[2].partition(" tolerations:")[0]
+                assert 'node-role.kubernetes.io/control-plane: "true"\n' in selector
+                break
+        else:
+            assert not makes_pods, path
+
+
+def test_pods_leave_the_node_itself_room_for_processes() -> None:
+    # The kubelet sets no limit; a program that starts itself again and again is in one pod.
+    text = (OVERLAY / "usr/lib/systemd/system/kubepods.slice.d/50-skerry.conf").read_text()
+    (share,) = re.findall(r"^TasksMax=(\d+)%$", text, re.MULTILINE)
+    assert 50 <= int(share) <= 80
+
+
 def test_the_modules_that_settings_are_for_are_loaded_before() -> None:
     text = (OVERLAY / "usr/lib/modules-load.d/20-skerry-kubernetes.conf").read_text()
     modules = [line for line in text.splitlines() if line and not line.startswith("#")]
