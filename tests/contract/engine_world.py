@@ -157,12 +157,19 @@ class Machine:
         self.processes.append(process)
         return process
 
-    def containerd(self) -> None:
-        """Start the container runtime and give it the pause image."""
-        (self.shared / "containerd.toml").write_text(_CONTAINERD)
+    def containerd(self, *, networks: Path | None = None) -> None:
+        """Start the container runtime and give it the pause image.
+
+        ``networks`` is the folder where somebody else writes the CNI configuration.
+        """
+        text = _CONTAINERD
+        if networks is None:
+            self.run("mkdir", "-p", "/etc/cni/net.d")
+            self.run("sh", "-c", f"echo '{_NETWORK}' >/etc/cni/net.d/10-none.conflist")
+        else:
+            text += f'  [plugins."io.containerd.grpc.v1.cri".cni]\n    conf_dir = "{networks}"\n'
+        (self.shared / "containerd.toml").write_text(text)
         (self.shared / "pause.tar").write_bytes(self.world.pause.read_bytes())
-        self.run("mkdir", "-p", "/etc/cni/net.d")
-        self.run("sh", "-c", f"echo '{_NETWORK}' >/etc/cni/net.d/10-none.conflist")
         log = self.scratch / "containerd.log"
         self.spawn(["containerd", "--config", "/data/shared/containerd.toml"], log)
         command = ("ctr", "-n", "k8s.io", "images", "import", "--local", "/data/shared/pause.tar")
@@ -255,6 +262,10 @@ class World:
         _ip("-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
         _ip("-n", namespace, "link", "set", "eth0", "up")
         _ip("-n", namespace, "route", "add", "default", "via", "10.99.0.254")
+        return self.enclose(name, namespace, address)
+
+    def enclose(self, name: str, namespace: str, address: str) -> Machine:
+        """Make a machine in a network namespace that is there."""
         for controller in CGROUPS.iterdir():
             if controller.is_dir():
                 (controller / namespace).mkdir(exist_ok=True)

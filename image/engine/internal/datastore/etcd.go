@@ -229,6 +229,10 @@ func (e Etcd) start(ctx context.Context, config *embed.Config, failed func(error
 	return &Running{
 		Endpoints: []string{local.String()}, CAFile: e.CAFile, CertFile: e.ClientCertFile, KeyFile: e.ClientKeyFile,
 		Members: client.Cluster, Several: true, own: uint64(member.Server.MemberID()),
+		reach: func(ctx context.Context, address string) error {
+			_, err := client.Status(ctx, address)
+			return err
+		},
 		stop: func() {
 			client.Close()
 			member.Close()
@@ -284,6 +288,54 @@ func promote(ctx context.Context, e Etcd, client *clientv3.Client, own *embed.Et
 	return err
 }
 
+// nodeOf returns the name of the node that a member's name is made from.
+func nodeOf(memberName string) (string, bool) {
+	cut := len(memberName) - 8
+	if cut < 2 || memberName[cut-1] != '-' {
+		return "", false
+	}
+	return memberName[:cut-1], true
+}
+
+// Others returns the names of the nodes that have members, without this one. Members that were added and
+// never started have no name yet.
+func (r *Running) Others(ctx context.Context) ([]string, error) {
+	limited, cancel := context.WithTimeout(ctx, etcdCall)
+	defer cancel()
+	listed, err := r.Members.MemberList(limited)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, member := range listed.Members {
+		if name, ok := nodeOf(member.Name); ok && member.ID != r.own {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// Answers says whether a node's member does; one that cannot be looked for does.
+func (r *Running) Answers(ctx context.Context, nodeName string) bool {
+	limited, cancel := context.WithTimeout(ctx, etcdCall)
+	defer cancel()
+	listed, err := r.Members.MemberList(limited)
+	if err != nil {
+		return true
+	}
+	for _, member := range listed.Members {
+		if name, ok := nodeOf(member.Name); !ok || name != nodeName {
+			continue
+		}
+		for _, address := range member.ClientURLs {
+			if r.reach(limited, address) == nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // RemoveMembers removes the members of a node that is no more.
 func (r *Running) RemoveMembers(ctx context.Context, nodeName string) error {
 	limited, cancel := context.WithTimeout(ctx, etcdCall)
@@ -293,8 +345,8 @@ func (r *Running) RemoveMembers(ctx context.Context, nodeName string) error {
 		return err
 	}
 	for _, member := range listed.Members {
-		// Of a name, a dash and 8 digits; other nodes' names may begin alike.
-		if member.ID == r.own || len(member.Name) != len(MemberPrefix(nodeName))+8 || !strings.HasPrefix(member.Name, MemberPrefix(nodeName)) {
+		// Other nodes' names may begin alike.
+		if name, ok := nodeOf(member.Name); !ok || name != nodeName || member.ID == r.own {
 			continue
 		}
 		klog.Infof("the Node %s is gone: its datastore member %s goes", nodeName, member.Name)

@@ -30,7 +30,9 @@ type Running struct {
 	Several bool
 	Members clientv3.Cluster
 	own     uint64
-	stop    func()
+	// reach says why the member at an address does not answer.
+	reach func(ctx context.Context, address string) error
+	stop  func()
 }
 
 // Stop ends it; the API server has to have ended before.

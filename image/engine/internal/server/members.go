@@ -16,9 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	applycore "k8s.io/client-go/applyconfigurations/core/v1"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"skerry/engine/internal/certs"
@@ -241,51 +239,4 @@ func openStore(ctx context.Context, o *config.Options, p *pki, failed func(error
 		return datastore.JoinEtcd(ctx, member, seed.Hostname(), failed)
 	}
 	return datastore.StartEtcd(ctx, member, failed)
-}
-
-// removeMembers takes the datastore's members of deleted Nodes away, so that a lost server does not count
-// in the majority for ever.
-func removeMembers(ctx context.Context, client kubernetes.Interface, store *datastore.Running, own string) error {
-	factory := informers.NewSharedInformerFactory(client, 0)
-	gone := make(chan string, 16)
-	_, err := factory.Core().V1().Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(object any) {
-		if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
-			object = last.Obj
-		}
-		if node, ok := object.(*core.Node); ok && node.Name != own {
-			select {
-			case gone <- node.Name:
-			case <-ctx.Done():
-			}
-		}
-	}})
-	if err != nil {
-		return err
-	}
-	factory.Start(ctx.Done())
-	defer factory.Shutdown()
-	waiting := map[string]bool{}
-	timer := time.NewTicker(5 * time.Second)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case name := <-gone:
-			waiting[name] = true
-		case <-timer.C:
-		}
-		for name := range waiting {
-			// It may be back by now, as a new member of the same name.
-			if _, err := client.CoreV1().Nodes().Get(ctx, name, meta.GetOptions{}); err == nil {
-				delete(waiting, name)
-			} else if !apierrors.IsNotFound(err) {
-				continue
-			} else if err := store.RemoveMembers(ctx, name); err != nil {
-				klog.Warningf("the datastore's members of the deleted Node %s: %v; trying again", name, err)
-			} else {
-				delete(waiting, name)
-			}
-		}
-	}
 }

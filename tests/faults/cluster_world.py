@@ -1,0 +1,208 @@
+"""Whole nodes: a lab's supervisors, each with the real cluster agent and the real engine.
+
+Recipe::
+
+    with Clusters.made(Settings(servers=3, expected_nodes=3)) as cluster:
+        one = cluster.node()
+        one.start(cluster.operator.token())
+
+A node is a network namespace of the lab. Supervisor and cluster agent run in it as processes of
+this machine; containerd and the engine in a machine of `tests.contract.engine_world` around it.
+A node's disk is a folder in /dev/shm: all of these see it under one path, and it outlives a
+power cut. No pods with a network of their own: the CNI server does not see into the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from image import engine, workloads
+from image.board import Architecture
+from provisioning.settings import Settings
+from provisioning.token import Token
+from tests.contract.engine_world import Machine, World
+from tests.faults.cluster_process import places_of
+from tests.netns.lab import ROOT, Lab, Node, run
+from tests.netns.ledger import values
+from tests.netns.operators import Operator
+
+VIP = "10.10.0.1"
+SHARED = Path("/dev/shm")
+_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+_TAIL = 4000
+
+
+@dataclass
+class Full:
+    """A node with everything on it."""
+
+    node: Node
+    world: World
+    folder: Path
+    boots: int = 0
+    machine: Machine | None = None
+    agent: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        """Make its disk."""
+        self.folder.mkdir(mode=0o700)
+        self.places = places_of(self.folder, self.node.run_dir / "api.sock")
+
+    @property
+    def name(self) -> str:
+        """What it is called, also as a Kubernetes Node."""
+        return self.node.name
+
+    def start(self, token: Token | None = None) -> None:
+        """Start all of it, as a boot does."""
+        self.boots += 1
+        scratch = f"{self.name}-{self.boots}"
+        self.machine = self.world.enclose(scratch, self.node.namespace, self.node.address)
+        self.machine.run("hostname", self.name)
+        self.machine.containerd(networks=self.places.conflist.parent)
+        self.node.start(token)
+        words = [sys.executable, "-m", "tests.faults.cluster_process", str(self.folder)]
+        words += [str(self.places.socket), str(self.machine.first_process())]
+        with (self.folder / "agent.log").open("ab") as log:
+            self.agent = subprocess.Popen(
+                self.node.command(*words, self.node.namespace),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def power_off(self) -> None:
+        """End everything on it at once and without a word: nothing of it leaves the machine."""
+        self.node.lab.cut([self.node])
+        self.node.power_off()
+        if self.agent is not None:
+            self.agent.wait(20)
+        if self.machine is not None:
+            self.machine.close()
+        # What only the kernel knew is lost with the power.
+        self.node.ip("addr", "flush", "dev", "lo")
+        self.node.ip("addr", "add", "127.0.0.1/8", "dev", "lo")
+        run(*self.node.command("nft", "flush", "ruleset"), check=False)
+
+    # What is seen
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Return what its cluster agent reports."""
+        with suppress(OSError, ValueError):
+            return dict(json.loads(self.places.status.read_text()))
+        return {}
+
+    @property
+    def role(self) -> str:
+        """Return what it is in the cluster."""
+        return str(self.status.get("role", ""))
+
+    def kubectl(self, *words: str, check: bool = True) -> str:
+        """Run kubectl as the administrator of this server."""
+        assert self.machine is not None
+        options = ("--kubeconfig", str(self.places.kubeconfig), "--request-timeout=10s")
+        return self.machine.run("/engine", "kubectl", *options, *words, check=check)
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """Return the Nodes by name, as this server sees them."""
+        with suppress(AssertionError, ValueError):
+            found = json.loads(self.kubectl("get", "nodes", "-o", "json"))
+            return {one["metadata"]["name"]: one for one in found["items"]}
+        return {}
+
+    def cluster_ids(self) -> set[str]:
+        """Return the ids of all foundings that its ledger has."""
+        said = values(self.node, "cluster")
+        return {value for key, value in said.items() if key.endswith("/founded")}
+
+    def writes(self, address: str, seconds: float, kubeconfig: Path) -> float:
+        """Return after how many seconds a write through an address was taken from here."""
+        clock = (sys.executable, "-m", "tests.faults.api_clock", str(kubeconfig), address)
+        done = subprocess.run(
+            self.node.command(*clock, str(seconds)),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds + 60,
+        )
+        said = f"{self.name} through {address}: {done.stderr.strip()}"
+        print(said, done.stdout.strip(), flush=True)
+        assert done.returncode == 0, said
+        return float(done.stdout)
+
+    def told(self) -> str:
+        """Return the ends of its logs."""
+        found = [f"--- {self.name}: {json.dumps(self.status)}"]
+        for name in ("agent.log", "engine.log"):
+            path = self.folder / name
+            text = path.read_text(errors="replace")[-_TAIL:] if path.exists() else ""
+            found.append(f"--- {self.name} {name}\n{text}")
+        return "\n".join(found)
+
+
+@dataclass
+class Clusters:
+    """Nodes of one network."""
+
+    lab: Lab
+    world: World
+    folder: Path
+    operator: Operator
+    nodes: list[Full] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+
+    @staticmethod
+    @contextmanager
+    def made(settings: Settings) -> Iterator[Clusters]:
+        """Make a network without nodes; take all away in the end."""
+        program = engine.ensure(_ARCHITECTURE)
+        sources = workloads.Sources(Architecture(_ARCHITECTURE), Path("/nowhere"), "")
+        pause = workloads.archive("pause", sources)
+        folder = Path(tempfile.mkdtemp(prefix="skerry-ha-", dir=SHARED))
+        try:
+            with World(program, pause) as world, Lab() as lab:
+                operator = Operator(lab.folder / "operator", settings=settings)
+                made = Clusters(lab, world, folder, operator)
+                try:
+                    yield made
+                except BaseException:
+                    for one in made.nodes:
+                        print(one.told(), file=sys.stderr)
+                    raise
+                finally:
+                    made.close()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def node(self) -> Full:
+        """Add a node; it does not run yet."""
+        node = self.lab.node()
+        self.nodes.append(Full(node, self.world, self.folder / node.name))
+        return self.nodes[-1]
+
+    def say(self, what: str) -> None:
+        """Print what came about, and when."""
+        print(f"{time.monotonic() - self.begun:6.1f} s  {what}", flush=True)
+
+    def close(self) -> None:
+        """End all agents and engines; the lab and the world do the rest."""
+        for one in self.nodes:
+            if one.agent is not None:
+                one.agent.kill()
+                one.agent.wait(10)
+            if one.machine is not None:
+                one.machine.close()
