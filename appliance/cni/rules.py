@@ -62,10 +62,12 @@ def _guard(bridge: str, services: Sequence[Network]) -> str:
     its source: a route to the node would lead a stranger to all that the cluster has inside.
     """
     rules = [
-        f'iifname != {{ "lo", "{bridge}" }} {_FAMILY[one.version]} daddr {one} drop'
+        f'iifname != {{ "lo", "{bridge}" }} {_FAMILY[one.version]} daddr {one} '
+        "fib daddr type != local drop"
         for one in sorted(services, key=str)
     ]
-    # Before destinations are changed (dstnat, -100).
+    # Before destinations are changed (dstnat, -100). What is for the node itself is let through: an
+    # uplink's network may have been chosen alike.
     head = "chain guard { type filter hook prerouting priority -150; policy accept; }\n"
     return (
         f"table inet {TABLE} {{\n{head}}}\nflush chain inet {TABLE} guard\n"

@@ -62,7 +62,7 @@ def test_services_own_addresses_are_for_the_node_and_its_pods() -> None:
     guard = text.removeprefix(plain)
     assert "hook prerouting priority -150;" in guard
     assert guard.index("flush chain") < guard.index("drop")
-    assert 'iifname != { "lo", "b" } ip daddr 10.96.0.0/12 drop\n' in guard
+    assert 'iifname != { "lo", "b" } ip daddr 10.96.0.0/12 fib daddr type != local drop\n' in guard
 
 
 def test_addresses_go_into_the_gate_and_out_of_it_whether_they_were_in_or_not() -> None:
