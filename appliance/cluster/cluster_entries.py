@@ -10,11 +10,12 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from appliance.ledger.assigned import read_id
+from appliance.ledger.said import Said
 from provisioning import codec
 from provisioning.errors import FormatError
 from provisioning.keys import ID_SIZE, id_text, short_hash
@@ -36,22 +37,6 @@ class RunsAs(Enum):
 
     SERVER = "server"
     AGENT = "agent"
-
-
-class Said(Protocol):
-    """An entry of the ledger, as far as it is read here."""
-
-    @property
-    def owner(self) -> bytes:
-        """Who signed it."""
-
-    @property
-    def key(self) -> str:
-        """Its key."""
-
-    @property
-    def value(self) -> bytes:
-        """Its value."""
 
 
 class Ballot(msgspec.Struct, frozen=True, array_like=True, order=True):

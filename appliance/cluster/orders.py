@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from appliance.cluster.cluster_entries import Said
 from appliance.cluster.errors import ClusterError
 from appliance.cluster.sight import Orders
+from appliance.ledger.said import Said
 from provisioning.keys import ID_SIZE
 
 PREFIX = "cluster/"

@@ -13,8 +13,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 
-from appliance.cluster.cluster_entries import BUCKET, VERSION, Said, Vip, read
+from appliance.cluster.cluster_entries import BUCKET, VERSION, Vip, read
 from appliance.cluster.cluster_entries import VIP as KIND
+from appliance.ledger.said import Said
 
 END = f"/{KIND}"
 

@@ -37,10 +37,6 @@ class Supervisor:
         """Write into the ledger's bucket ``cluster``; it is on the disk afterwards."""
         await self._ask("PUT", f"/v1/ledger/cluster/{quote(key)}", value)
 
-    async def delete_entry(self, key: str) -> None:
-        """Take an entry of the bucket ``cluster`` away."""
-        await self._ask("DELETE", f"/v1/ledger/cluster/{quote(key)}")
-
     async def put_secret(self, name: str, value: bytes, roles: tuple[str, ...]) -> None:
         """Seal a secret's next value."""
         await self._ask("PUT", f"/v1/secret/{quote(name)}?roles={','.join(roles)}", value)

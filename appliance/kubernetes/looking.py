@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -18,17 +16,9 @@ from appliance.kubernetes.credentials import ROLES, stored_as
 from appliance.kubernetes.errors import SupervisorError
 from appliance.kubernetes.facts import Cluster, SecretFacts
 from appliance.ledger.assigned import read_id
+from appliance.ledger.said import Heard, heard
 
 NOT_FOUND = 404
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """An entry of the ledger's bucket ``cluster``."""
-
-    owner: bytes
-    key: str
-    value: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +31,7 @@ class Sight:
     """
 
     cluster: Cluster
-    said: tuple[Said, ...] = ()
+    said: tuple[Heard, ...] = ()
     orders: Orders = field(default_factory=Orders)
     secrets: Mapping[str, SecretFacts] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -119,16 +109,7 @@ class _Value(msgspec.Struct, frozen=True):
         return "a secret's value"
 
 
-def read_said(entries: Sequence[facts.LedgerEntry]) -> tuple[Said, ...]:
+def read_said(entries: Sequence[facts.LedgerEntry]) -> tuple[Heard, ...]:
     """Return the entries with their values as bytes; what can't be decoded is left out."""
-    found = []
-    for one in entries:
-        owner = read_id(one.owner)
-        try:
-            plain = one.encoding == "utf-8"
-            value = one.value.encode() if plain else base64.b64decode(one.value, validate=True)
-        except (binascii.Error, ValueError):
-            continue
-        if owner is not None:
-            found.append(Said(owner, one.key, value))
-    return tuple(found)
+    found = (heard(one.owner, one.key, one.value, one.encoding) for one in entries)
+    return tuple(one for one in found if one is not None)

@@ -30,20 +30,6 @@ class CniHost(Protocol):
         """Return what is wrong with it."""
 
 
-class NoCni:
-    """Where pods' networking is none of ours."""
-
-    async def use(self, pods: Pods | NoPods | None) -> None:
-        """Do nothing."""
-
-    async def stop(self) -> None:
-        """Do nothing."""
-
-    def problems(self) -> tuple[Problem, ...]:
-        """Return nothing."""
-        return ()
-
-
 class HostedCni:
     """Ours, in this process. It is started with the first `use`, and again if that failed."""
 

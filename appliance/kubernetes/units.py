@@ -19,7 +19,6 @@ SERVICE = "org.freedesktop.systemd1"
 PATH = "/org/freedesktop/systemd1"
 MANAGER = f"{SERVICE}.Manager"
 CALL_SECONDS = 30.0
-_NO_SUCH_UNIT = f"{SERVICE}.NoSuchUnit"
 _HINT = "systemctl status dbus; the cluster agent needs the system bus"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from appliance.problem import Problem
 from appliance.services.errors import ServiceError
 from appliance.services.offers import Protocol, is_port
-from appliance.services.plan import BACKENDS_MAX, Kubernetes
+from appliance.services.plan import BACKENDS_MAX
 from appliance.services.wishes import (
     KUBERNETES,
     MOST,
@@ -77,16 +77,6 @@ def pods_of(
         ordered = sorted(targets)[:BACKENDS_MAX]
         found[exposure.to] = tuple(Target(host, number) for host, number in ordered)
     return found
-
-
-def kubernetes_from(
-    services: Iterable[Mapping[str, Any]],
-    slices: Iterable[Mapping[str, Any]],
-    more: Iterable[Exposure] = (),
-) -> tuple[Kubernetes, tuple[Problem, ...]]:
-    """Return all that the daemon has to know; ``more`` are exposures that a person wants."""
-    exposures, problems = desired_from(services)
-    return Kubernetes(exposures, pods_of((*exposures, *more), slices)), problems
 
 
 def _exposure(service: Mapping[str, Any], where: str, word: str) -> Exposure:

@@ -12,11 +12,11 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol as TypingProtocol
 
 import msgspec
 
 from appliance.ledger.assigned import read_id
+from appliance.ledger.said import Said
 from provisioning import codec
 from provisioning.errors import FormatError
 from provisioning.keys import id_text
@@ -37,22 +37,6 @@ class Protocol(Enum):
 
     TCP = "tcp"
     UDP = "udp"
-
-
-class Said(TypingProtocol):
-    """An entry of the ledger, as far as it is read here."""
-
-    @property
-    def owner(self) -> bytes:
-        """Who signed it."""
-
-    @property
-    def key(self) -> str:
-        """Its key."""
-
-    @property
-    def value(self) -> bytes:
-        """Its value."""
 
 
 class OfferValue(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import msgspec
 
 from appliance.api.client import call
 from appliance.ledger.assigned import read_id
+from appliance.ledger.said import heard
 from appliance.services import offers
 from appliance.services.errors import ServiceError
 from appliance.services.offers import Offer
@@ -53,15 +52,6 @@ class _Entries(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """An entry of the ledger."""
-
-    owner: bytes
-    key: str
-    value: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Sight:
     """One look at the network; ``own_keys``: of the offers that are this node's."""
 
@@ -92,7 +82,8 @@ def read(cluster: Mapping[str, Any], entries: Mapping[str, Any]) -> Sight:
     if own is None or network_id is None:
         raise ServiceError("the supervisor's answer has no ids", hint=_RELEASE)
     members = {one.node_id: one for one in map(_member, seen.members) if one is not None}
-    found = offers.read(one for one in map(_said, listed.entries) if one is not None)
+    told = (heard(one.owner, one.key, one.value, one.encoding) for one in listed.entries)
+    found = offers.read(one for one in told if one is not None)
     return Sight(
         Network(network_id, own, members),
         seen.interface,
@@ -118,16 +109,3 @@ def _ipv4(addresses: tuple[str, ...]) -> str | None:
         except ValueError:
             continue
     return None
-
-
-def _said(one: _Entry) -> Said | None:
-    owner = read_id(one.owner)
-    try:
-        value = (
-            base64.b64decode(one.value, validate=True)
-            if one.encoding == "base64"
-            else one.value.encode()
-        )
-    except (binascii.Error, ValueError):
-        return None
-    return None if owner is None else Said(owner, one.key, value)

@@ -9,8 +9,9 @@ import pytest
 
 from appliance.cluster.cluster_entries import VERSION, Vip, value_of
 from appliance.kubernetes.api_address import ApiAddress
-from appliance.kubernetes.looking import Said, Sight, Viewer
+from appliance.kubernetes.looking import Sight, Viewer
 from appliance.ledger.assigned import read_id
+from appliance.ledger.said import Heard
 from tests.fakes.cluster_world import IDS, World, make_world, node_object
 
 pytestmark = pytest.mark.anyio
@@ -72,5 +73,5 @@ async def test_what_fails_is_tried_again(tmp_path: Path) -> None:
 def _led_by_another(sight: Sight) -> Sight:
     other = read_id(IDS[1])
     assert other is not None
-    claim = Said(other, f"{IDS[1]}/vip", value_of(Vip(VERSION, bytes(16), 99, 0)))
+    claim = Heard(other, f"{IDS[1]}/vip", value_of(Vip(VERSION, bytes(16), 99, 0)))
     return replace(sight, said=(*sight.said, claim))

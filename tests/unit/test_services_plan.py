@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance.ledger.said import Heard
 from appliance.services import offers, rules
-from appliance.services.annotations import desired_from, kubernetes_from, pods_of
+from appliance.services.annotations import desired_from, pods_of
 from appliance.services.errors import ServiceError
 from appliance.services.offers import Offer, OfferValue, service_address
 from appliance.services.plan import Kubernetes, Member, Network, Plan, Way, plan, rows
 from appliance.services.probes import Health, Question
-from appliance.services.sights import Said, read
+from appliance.services.sights import read
 from appliance.services.wishes import (
     Connection,
     Exposure,
@@ -245,17 +246,17 @@ def test_the_file_is_read_as_it_was_written_and_nothing_else(tmp_path: Path) -> 
 )
 def test_malformed_offers_count_for_nothing(key: str, value: bytes) -> None:
     good = offer(B)
-    hostile = Said(A, f"{id_text(A)}/{key}", value)
-    assert offers.read([hostile, Said(B, good.key, good.value)]) == (good,)
+    hostile = Heard(A, f"{id_text(A)}/{key}", value)
+    assert offers.read([hostile, Heard(B, good.key, good.value)]) == (good,)
 
 
 def test_nobody_offers_for_another() -> None:
-    assert offers.read([Said(B, offer(A).key, offer(A).value)]) == ()
+    assert offers.read([Heard(B, offer(A).key, offer(A).value)]) == ()
 
 
 @given(st.binary(max_size=80), st.text(max_size=40))
 def test_whatever_stands_there_is_read_without_a_word(value: bytes, key: str) -> None:
-    offers.read([Said(A, f"{id_text(A)}/{key}", value)])
+    offers.read([Heard(A, f"{id_text(A)}/{key}", value)])
     document = {"entries": [{"owner": id_text(A), "key": key, "value": "*", "encoding": "base64"}]}
     cluster = {
         "node_id": id_text(A),
@@ -341,7 +342,8 @@ def test_ready_pods_are_the_backends() -> None:
         slice_of("127.0.0.1", "not an address"),
         slice_of("10.244.1.7", port="http"),
     ]
-    found, _ = kubernetes_from([service("web", "web", HTTP)], slices)
+    exposures, _ = desired_from([service("web", "web", HTTP)])
+    found = Kubernetes(exposures, pods_of(exposures, slices))
     pods = (Target("10.244.1.5", 8080), Target("10.244.2.6", 8080))
     assert found.pods == {"k8s:shop/web:http": pods}
     assert pods_of([Exposure("x", "tcp", 1, "10.0.0.1:1")], slices) == {}
