@@ -33,6 +33,7 @@ def write(path: Path, data: bytes, *, mode: int = 0o600, folder_mode: int = 0o70
         finally:
             os.close(handle)
         fresh.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
@@ -40,6 +41,15 @@ def write(path: Path, data: bytes, *, mode: int = 0o600, folder_mode: int = 0o70
             f"{path} can't be written: {error.strerror or error}",
             hint=f"free space on, or mend, the file system of {path.parent} (df -h, dmesg)",
         ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk: a promise of the founding must not go with the power."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def make_folder(path: Path) -> None:

@@ -290,3 +290,17 @@ def test_a_secrets_name_is_one_whatever_its_cluster_is_called() -> None:
     ]
     assert [check_name(one) for one in names] == names
     assert len(set(names)) == len(names)
+
+
+def test_what_was_written_has_its_name_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "roles"
+    synced: list[tuple[bool, bool]] = []
+
+    def sync(handle: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(handle).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    files.write(path, b"a promise")
+    assert synced == [(False, False), (True, True)]
