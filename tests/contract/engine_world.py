@@ -312,7 +312,7 @@ class World:
         for machine in self._machines:
             machine.close()
         for name in (*(machine.namespace for machine in self._machines), self._bridge):
-            subprocess.run(["ip", "netns", "del", name], check=False)
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         for controller in CGROUPS.iterdir():
             for machine in self._machines:
                 _remove_group(controller / machine.namespace)

@@ -33,9 +33,13 @@ def servers(cluster: Clusters) -> list[Full]:
 
 
 def leader(nodes: Sequence[Full]) -> Full:
-    """Return which of these has the API's address."""
-    (found,) = [one for one in nodes if f" {VIP}/" in one.node.ip("-4", "addr", "show", "lo")]
-    return found
+    """Return which of these has the API's address; of two, one just gives it up."""
+
+    def found() -> list[Full]:
+        return [one for one in nodes if f" {VIP}/" in one.node.ip("-4", "addr", "show", "lo")]
+
+    wait_until(lambda: len(found()) == 1, 60, "one of them has the API's address", every=0.5)
+    return found()[0]
 
 
 def ready(by: Full) -> set[str]:
