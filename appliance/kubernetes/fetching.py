@@ -7,6 +7,7 @@ import ipaddress
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from appliance.kubernetes import files
@@ -14,6 +15,7 @@ from appliance.kubernetes.config import bracketed
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.kubeconfig import FILE_MAX, Kubeconfig, kubeconfig_text, read_kubeconfig
 from appliance.kubernetes.places import API_PORT, Places
+from skerry import console
 from skerry.errors import UsageError
 
 _KIND = "kubeconfig"
@@ -76,12 +78,11 @@ def _here(path: Path) -> tuple[str, Kubeconfig]:
         raise KubernetesError(f"no permission to read {path}", hint="Use sudo.")
     text = files.read_text(path, FILE_MAX)
     if text is None:
-        raise KubernetesError(f"{path} can't be read")
+        raise KubernetesError(f"{path} can't be read", hint="the engine writes it at each start")
     return "skerry", read_kubeconfig(text, str(path))
 
 
 def _by_root_key(arguments: argparse.Namespace) -> tuple[str, Kubeconfig]:
-    from appliance.kubernetes.operator_box import open_as_operator
     from appliance.operator.shared import now_ms, working
     from appliance.operator.sight import look
     from provisioning.keys import id_text
@@ -91,18 +92,39 @@ def _by_root_key(arguments: argparse.Namespace) -> tuple[str, Kubeconfig]:
             raise work.publisher
         network = work.root.network
         sight = look(work.directory, network, work.publisher, now_ms())
-        found: dict[str, Kubeconfig] = {}
+        sealed: list[tuple[str, bytes]] = []
         for entry in sorted(
             sight.replica.entries("cluster", now_ms()), key=lambda one: one.stamp, reverse=True
         ):
             member = sight.replica.directory.member(entry.owner)
-            if member is None or entry.key != f"{id_text(entry.owner)}/{_KIND}":
-                continue
-            where = f"what {member.name} sealed"
-            found[member.name] = open_as_operator(
-                work.root.seed, network.network_id, entry.value, where
-            )
+            if member is not None and entry.key == f"{id_text(entry.owner)}/{_KIND}":
+                sealed.append((member.name, entry.value))
+        found = opened(work.root.seed, network.network_id, sealed)
     return network.name, one_cluster(found, network.name)
+
+
+def opened(
+    seed: bytes, network_id: bytes, sealed: Iterable[tuple[str, bytes]]
+) -> dict[str, Kubeconfig]:
+    """Return what can be opened of what servers sealed, by their names.
+
+    What is none is said and passed over: a member that lies does not stand before the others.
+    Raises KubernetesError if nothing but such was found.
+    """
+    from appliance.kubernetes.operator_box import open_as_operator
+
+    found: dict[str, Kubeconfig] = {}
+    troubles: list[KubernetesError] = []
+    for name, value in sealed:
+        try:
+            found[name] = open_as_operator(seed, network_id, value, f"what {name} sealed")
+        except KubernetesError as error:
+            troubles.append(error)
+    if troubles and not found:
+        raise troubles[0]
+    for trouble in troubles:
+        console.note(f"passed over: {trouble}")
+    return found
 
 
 def one_cluster(found: dict[str, Kubeconfig], network: str) -> Kubeconfig:

@@ -20,7 +20,9 @@ _GRANT = "a grant's id (or its beginning: skerry token ls), or a token of it: te
 
 def register(subparsers: Actions) -> None:
     """Add our sub-commands."""
-    _register_node(group(subparsers, "node", "the network's nodes: list, name, label, remove"))
+    _register_node(
+        group(subparsers, "node", "the network's nodes: list, name, label, address, range, remove")
+    )
     _register_revoke(group(subparsers, "revoke", "put a node or a grant out, for ever"))
     _register_token(group(subparsers, "token", "make tokens and look at them"))
     _register_ledger(group(subparsers, "ledger", "read, write and watch the network's ledger"))

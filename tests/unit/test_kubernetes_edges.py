@@ -15,7 +15,7 @@ import pytest
 from appliance.kubernetes import asking, credentials, files, manifests
 from appliance.kubernetes.asking import AwayError, Supervisor
 from appliance.kubernetes.errors import KubernetesError, SupervisorError
-from appliance.kubernetes.fetching import one_cluster, server_url_of
+from appliance.kubernetes.fetching import one_cluster, opened, server_url_of
 from appliance.kubernetes.files import FileTroubleError
 from appliance.kubernetes.kubeconfig import (
     Kubeconfig,
@@ -162,6 +162,17 @@ def test_the_operators_box_opens_for_the_root_key_only() -> None:
     for root in ("", "zz", ROOT.hex()[:-2], bytes(32).hex()):
         with pytest.raises(KubernetesError, match="root key"):
             seal_for_operator(root, NETWORK, ADMIN)
+
+
+def test_a_server_that_seals_nonsense_does_not_stand_before_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sealed = seal_for_operator(ROOT.hex(), NETWORK, ADMIN)
+    assert opened(SEED, NETWORK, [("liar", b"x"), ("honest", sealed)]) == {"honest": ADMIN}
+    assert "passed over: what liar sealed" in capsys.readouterr().err
+    with pytest.raises(KubernetesError, match="what liar sealed"):
+        opened(SEED, NETWORK, [("liar", sealed[:-1] + b"\0")])
+    assert opened(SEED, NETWORK, []) == {}
 
 
 def test_servers_that_disagree_on_the_authority_are_named() -> None:
