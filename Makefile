@@ -1,4 +1,4 @@
-# Skerry: `make run` shows two machines find each other, `make test` tests everything.
+# Skerry: `make run` shows two machines become a cluster, `make test` tests everything.
 # Caches live outside the checkout and are keyed by the hash of their inputs; SKERRY_CACHE moves them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -36,7 +36,7 @@ build/bin/skerry: $(VENV)/ready Makefile
 	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" -m skerry "$$@"\n' "$(CURDIR)" "$(PYTHON)" > $@.new
 	@chmod +x $@.new && mv $@.new $@
 
-run: setup ## build the image, boot two nodes, show them talk through the tunnel
+run: setup ## build the image, boot two nodes, show them become a Kubernetes cluster
 	@$(PYTHON) -m skerry lab up
 
 stop: setup ## end the machines of `make run`
