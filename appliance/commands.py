@@ -10,6 +10,7 @@ from pathlib import Path
 
 from appliance import clock_commands
 from appliance.api import route_commands
+from appliance.config import RUN_DIR, STATE_DIR, WIREGUARD_MODES
 from appliance.ledger import commands as ledger_commands
 from appliance.ledger import secret_commands
 from appliance.names import commands as names_commands
@@ -65,12 +66,12 @@ def _add_supervisor(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     supervisor = subparsers.add_parser("supervisor", help="the node's supervisor itself")
     actions = supervisor.add_subparsers(dest="action", metavar="ACTION", required=True)
     run = actions.add_parser("run", help="run it (the unit skerry.service does)")
-    run.add_argument("--state-dir", type=Path, metavar="DIR", help="identity and state")
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help="socket and inbox")
-    run.add_argument("--interface", metavar="NAME", help="the overlay's network interface")
     run.add_argument(
-        "--wireguard", choices=("auto", "kernel", "userspace"), help="which implementation"
+        "--state-dir", type=Path, metavar="DIR", help=f"identity and state ({STATE_DIR})"
     )
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help=f"socket and inbox ({RUN_DIR})")
+    run.add_argument("--interface", metavar="NAME", help="the overlay's network interface")
+    run.add_argument("--wireguard", choices=WIREGUARD_MODES, help="which implementation")
     run.add_argument("--wireguard-go", type=Path, metavar="PATH", help="the userspace one")
     run.add_argument("--listen-port", type=_port, metavar="PORT", help="UDP port of the overlay")
     run.add_argument("--token-file", type=Path, metavar="FILE", help="looked at before all sources")
