@@ -9,24 +9,23 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
-import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from appliance import programs
 from appliance.cni import namespaces, rules
 from appliance.cni import netlink as nl
 from appliance.cni import steps as of
 from appliance.cni.journal import Entry
 from appliance.cni.netlink_socket import KernelError, Netlink
+from appliance.programs import RefusedError
 from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)
 
 _SETTINGS = Path("/proc/sys/net")
-_NFT_SECONDS = 20.0
 _NETLINK_NETFILTER = 12  # netlink(7); Python has no name for it
 # A pod takes its addresses and routes from us, from nobody on its link.
 _OF_A_POD = (
@@ -140,10 +139,9 @@ class Kernel:
             for one in entries
             if of.host_name(one.attachment) in alive or namespaces.exists(one.netns)
         )
-        done = _run_nft(["-j", "list", "table", "inet", rules.TABLE])
-        there = done.returncode == 0
-        held = rules.held(done.stdout) if there else frozenset()
-        return of.Snapshot(paths, links, {}, held, there)
+        listed = _listed()
+        held = frozenset[str]() if listed is None else rules.held(listed)
+        return of.Snapshot(paths, links, {}, held, rules=listed is not None)
 
 
 # On the node
@@ -344,24 +342,12 @@ def _table_handle() -> bytes:
 
 
 def _nft(text: str) -> None:
-    done = _run_nft(["-f", "-"], text)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()
-        raise SkerryError(f"nft refused the rules of pods: {said[:400]}")
+    programs.run("nft", ["-f", "-"], text, doing="laying the rules of pods")
 
 
-def _run_nft(words: Sequence[str], text: str = "") -> subprocess.CompletedProcess[bytes]:
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    program = shutil.which("nft", path=path)
-    if program is None:
-        raise SkerryError("there is no nft", hint="install nftables")
+def _listed() -> bytes | None:
+    words = ["-j", "list", "table", "inet", rules.TABLE]
     try:
-        return subprocess.run(
-            [program, *words],
-            input=text.encode(),
-            capture_output=True,
-            timeout=_NFT_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SkerryError(f"nft can't be run: {error}") from error
+        return programs.run("nft", words, doing="looking at the rules of pods")
+    except RefusedError:
+        return None  # There is no such table.

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import socket
-import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
+from appliance import programs
 from appliance.services.errors import ServiceError
 from appliance.services.offers import SERVICE_RANGE
 
 log = logging.getLogger(__name__)
 
-_SECONDS = 10.0
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 def apply(script: str) -> None:
-    """Give nft its input. Raises ServiceError; then the rules are as they were."""
-    _run("nft", ["-f", "-"], script)
+    """Give nft its input. Raises ProgramError; then the rules are as they were."""
+    programs.run("nft", ["-f", "-"], script, doing="laying the rules of services")
 
 
 def route() -> None:
     """Make the services' range local to this node, so that packets get as far as our rules."""
-    _run("ip", ["route", "replace", "local", str(SERVICE_RANGE), "dev", "lo"])
+    words = ["route", "replace", "local", str(SERVICE_RANGE), "dev", "lo"]
+    programs.run("ip", words, doing="routing the range of services")
 
 
 def forward(marker: Path) -> bool:
@@ -73,25 +71,3 @@ def _forget(gone: frozenset[tuple[str, str, int]]) -> int:
                 tracker.entry("del", tuple_orig=original)
                 forgotten += 1
     return forgotten
-
-
-def _run(program: str, words: Sequence[str], text: str = "") -> None:
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    found = shutil.which(program, path=path)
-    if found is None:
-        raise ServiceError(f"there is no {program} on this machine", hint="install it")
-    try:
-        done = subprocess.run(
-            [found, *words],
-            input=text.encode(),
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServiceError(f"{program} can't be run: {error}") from error
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()
-        raise ServiceError(
-            f"{program} {' '.join(words)} failed: {said[:400]}", hint="is this root?"
-        )
