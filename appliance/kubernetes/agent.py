@@ -28,6 +28,7 @@ from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.keeper import UNITS, Wanted
 from appliance.kubernetes.looking import Sight, Viewer
+from appliance.kubernetes.medium import Meter
 from appliance.kubernetes.part import Kind, Part, one_after, part_of, turn_of, view_of, was_removed
 from appliance.kubernetes.places import API_PORT, Places
 from appliance.kubernetes.pods import CniHost
@@ -105,6 +106,7 @@ class Agent:
         self._exposing = exposing
         self._clock = clock
         self._wall = wall
+        self._meter = Meter(places.data_dir)
         self._memory = Memory()
         self._last = _Last()
         self._told = ""
@@ -301,6 +303,8 @@ class Agent:
     def _tell(self, kept: Kept, problems: tuple[Problem, ...]) -> State:
         last, facts = self._last, self._kube.facts
         part = last.part
+        wear = self._meter.look(self._clock())
+        problems = (*problems, *wear.problems)
         running = kept.running(part.kind)
         ready = facts.node is not None and facts.node.ready
         unit = UNITS.get(part.kind, "")
@@ -316,6 +320,7 @@ class Agent:
             problems,
             str(last.pods.network.ranges[0]) if isinstance(last.pods, Pods) else "",
             facts.nodes or None,
+            wear.writes,
         )
         text = report.text(made)
         if text == self._told:

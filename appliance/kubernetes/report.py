@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from appliance.kubernetes.wear import Writes
 from appliance.problem import Problem
 
 STATUS_MAX = 256 * 1024
@@ -46,6 +47,7 @@ class Report:
     problems: tuple[Problem, ...]
     cni: str = ""
     nodes: Mapping[str, bool] | None = None
+    writes: Writes | None = None
 
 
 def text(report: Report) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.report import read
+from appliance.kubernetes.wear import read_words
 from skerry.console import table
 
 
@@ -38,6 +39,7 @@ def words(document: Mapping[str, Any]) -> list[str]:
         ("node", "ready" if document.get("node_ready") else "not ready"),
         ("API", str(document.get("api") or "-")),
         ("pods", str(document.get("cni") or "-")),
+        ("writes", read_words(document.get("writes"))),
     ]
     lines = [f"{name:<8}{_plain(value)}" for name, value in rows]
     nodes = document.get("nodes")

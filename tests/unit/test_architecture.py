@@ -21,7 +21,7 @@ LONGEST_MODULE = 500
 AGENT = "appliance.kubernetes"
 NOT_FOR_AGENT = ("appliance.supervisor", "appliance.control", "appliance.overlay.service")
 # What decides touches neither a file nor a socket, and has no clock.
-PURE = ("keeper", "config", "credentials", "part", "records", "manifests", "facts")
+PURE = ("keeper", "config", "credentials", "part", "records", "manifests", "facts", "wear")
 EDGES = {"asyncio", "http", "os", "pathlib", "socket", "ssl", "subprocess", "time", "dbus_fast"}
 
 
