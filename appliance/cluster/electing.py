@@ -20,7 +20,7 @@ from appliance.cluster.cluster_entries import (
     value_of,
 )
 from appliance.cluster.founding import Electorate, step
-from appliance.cluster.sight import Decision, Kind, View, order_of
+from appliance.cluster.model import Decision, Kind, View, order_of
 from appliance.problem import Problem
 from provisioning.keys import id_text
 

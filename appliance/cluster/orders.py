@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from appliance.cluster.errors import ClusterError
-from appliance.cluster.sight import Orders
+from appliance.cluster.model import Orders
 from appliance.ledger.said import Said
 from provisioning.keys import ID_SIZE
 

@@ -38,7 +38,7 @@ from appliance.cluster.cluster_entries import (
     merged,
     value_of,
 )
-from appliance.cluster.sight import Decision, Kind, Member, Orders, View, order_of
+from appliance.cluster.model import Decision, Kind, Member, Orders, View, order_of
 from appliance.problem import Problem
 from provisioning.keys import id_text
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from appliance.cluster import cluster_entries, conflist, roles
 from appliance.cluster.cluster_entries import Kept as KeptFile
 from appliance.cluster.growth import Engine
+from appliance.cluster.model import Decision, Memory
+from appliance.cluster.model import Kind as Decided
 from appliance.cluster.recorded import Verdict
-from appliance.cluster.sight import Decision, Memory
-from appliance.cluster.sight import Kind as Decided
 from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes import files, flannel, manifests, report
 from appliance.kubernetes.api_address import ApiAddress
@@ -27,8 +27,8 @@ from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.keeper import UNITS, Wanted
-from appliance.kubernetes.looking import Sight, Viewer
 from appliance.kubernetes.medium import Meter
+from appliance.kubernetes.observing import Observed, Observer
 from appliance.kubernetes.part import Kind, Part, one_after, part_of, turn_of, view_of, was_removed
 from appliance.kubernetes.places import API_PORT, Places
 from appliance.kubernetes.pods import CniHost
@@ -65,7 +65,7 @@ _NOTHING = Wanted(_UNASKED, conflist_known=False)
 class _Last:
     """What the last turns left."""
 
-    sight: Sight | None = None
+    observed: Observed | None = None
     decision: Decision | None = None
     part: Part = _UNASKED
     wanted: Wanted = _NOTHING
@@ -88,7 +88,7 @@ class Agent:
         engine: EngineKeeper,
         kube: KubeSide,
         sealer: Sealer,
-        viewer: Viewer,
+        observer: Observer,
         cni: CniHost,
         api_address: ApiAddress | None = None,
         exposing: Exposing | None = None,
@@ -100,7 +100,7 @@ class Agent:
         self._engine = engine
         self._kube = kube
         self._sealer = sealer
-        self._viewer = viewer
+        self._observer = observer
         self._cni = cni
         self._api_address = api_address
         self._exposing = exposing
@@ -121,27 +121,27 @@ class Agent:
         problems: list[Problem] = []
         self._spoke = False
         try:
-            sight = await self._viewer.look()
-            decision = _OUT if sight.revoked else await self._decide(sight)
+            observed = await self._observer.observe()
+            decision = _OUT if observed.revoked else await self._decide(observed)
         except KubernetesError as error:
             self._away(error)
         else:
             if last.away is not None:
                 log.info("the supervisor answers again")
-            last.sight, last.decision, last.away = sight, decision, None
+            last.observed, last.decision, last.away = observed, decision, None
             join = self._join_through(decision)
             last.part = part_of(decision, join, inside=self._is_in(decision))
         if last.away is not None and self._clock() - last.away_since >= AWAY_SECONDS:
             problems.append(last.away)
-        if last.sight is not None:
-            last.wanted = self._want(last.sight, last.part)
-            if last.part.kind is not Kind.NONE and expects_cluster(last.sight):
+        if last.observed is not None:
+            last.wanted = self._want(last.observed, last.part)
+            if last.part.kind is not Kind.NONE and expects_cluster(last.observed):
                 await self._engine.prepare()
         kept = await self._engine.keep(last.wanted)
         await self._cni.use(last.pods)
-        if self._api_address is not None and last.away is None and last.sight is not None:
+        if self._api_address is not None and last.away is None and last.observed is not None:
             serves = last.part.kind is Kind.SERVER and self._kube.facts.serves
-            await self._api_address.keep(last.sight, serves=serves)
+            await self._api_address.keep(last.observed, serves=serves)
         calm = self._tell(kept, (*problems, *kept.problems)) in {State.READY, State.OFF}
         if self._spoke:
             return SOON_SECONDS
@@ -150,13 +150,13 @@ class Agent:
     async def ask_kubernetes(self) -> float:
         """Do the Kubernetes API's part, as slow as that is; return when it is due again."""
         last = self._last
-        if last.sight is None:
+        if last.observed is None:
             return TURN_SECONDS
         remove = None if last.decision is None else last.decision.remove
-        facts = await self._kube.work(last.sight, last.part, remove)
+        facts = await self._kube.work(last.observed, last.part, remove)
         if last.part.kind is Kind.SERVER and facts.serves:
             try:
-                await self._sealer.seal(last.sight, leads=facts.engine.leader)
+                await self._sealer.seal(last.observed, leads=facts.engine.leader)
             except KubernetesError as error:
                 log.warning("credentials are not sealed yet: %s", error)
             if self._exposing is not None:
@@ -166,17 +166,17 @@ class Agent:
 
     # Deciding
 
-    async def _decide(self, sight: Sight) -> Decision:
+    async def _decide(self, observed: Observed) -> Decision:
         kept = self._kept()
         decision = roles.decide(
             view_of(
-                sight,
+                observed,
                 self._clock(),
                 int(self._wall() * 1000),
                 kept=kept,
-                engine=self._engine_facts(sight),
+                engine=self._engine_facts(observed),
                 memory=self._memory,
-                orders=sight.orders,
+                orders=observed.orders,
             )
         )
         if decision.keep is not None:
@@ -188,11 +188,11 @@ class Agent:
         self._spoke = bool(decision.writes) or decision.keep is not None
         return decision
 
-    def _engine_facts(self, sight: Sight) -> Engine:
+    def _engine_facts(self, observed: Observed) -> Engine:
         facts, has_data = self._kube.facts, self._kube.has_data()
-        own = read_id(sight.cluster.document.node_id) or b""
+        own = read_id(observed.cluster.document.node_id) or b""
         failing = not facts.serves and self._engine.attempts >= REMOVED_ATTEMPTS
-        removed = has_data and failing and was_removed(cluster_entries.read(sight.said), own)
+        removed = has_data and failing and was_removed(cluster_entries.read(observed.said), own)
         return replace(facts.engine, has_data=has_data, removed=removed)
 
     def _kept(self) -> KeptFile:
@@ -211,18 +211,18 @@ class Agent:
 
     # What there should be
 
-    def _want(self, sight: Sight, part: Part) -> Wanted:
-        cluster, facts = sight.cluster, self._kube.facts
+    def _want(self, observed: Observed, part: Part) -> Wanted:
+        cluster, facts = observed.cluster, self._kube.facts
         problems = [Problem(one.code, one.message, one.hint) for one in cluster.document.problems]
         problems += [*part.problems, *facts.problems, *self._cni.problems()]
-        pods = self._pods(sight, part, facts)
+        pods = self._pods(observed, part, facts)
         self._last.pods = pods or self._last.pods
         texts: dict[str, str] = {}
         config = None
         try:
             if part.kind is Kind.SERVER:
                 texts = read_manifests(self._places, manifests.values(cluster, self._places))
-            config = self._config(sight, part)
+            config = self._config(observed, part)
             if config is not None:
                 flannel.tell_unit(cluster, self._places.flannel_dir)
         except KubernetesError as error:
@@ -236,23 +236,23 @@ class Agent:
             conflist_known=text is not None or self._refused(part),
             manifests=texts,
             problems=tuple(problems),
-            turn=self._turn(sight, part),
+            turn=self._turn(observed, part),
         )
 
-    def _turn(self, sight: Sight, part: Part) -> int:
+    def _turn(self, observed: Observed, part: Part) -> int:
         if part.kind is not Kind.SERVER:
             return 0
-        own = read_id(sight.cluster.document.node_id) or b""
+        own = read_id(observed.cluster.document.node_id) or b""
         leads = self._kube.facts.engine.leader
-        return turn_of(cluster_entries.read(sight.said), own, leads=leads)
+        return turn_of(cluster_entries.read(observed.said), own, leads=leads)
 
     def _refused(self, part: Part) -> bool:
         own = self._kube.facts.own
         return part.kind is Kind.NONE or (own is not None and own.verdict is Verdict.REFUSED)
 
-    def _pods(self, sight: Sight, part: Part, facts: KubeFacts) -> Pods | NoPods | None:
+    def _pods(self, observed: Observed, part: Part, facts: KubeFacts) -> Pods | NoPods | None:
         """Return how pods are to be connected; None: not known now, so as before."""
-        cluster = sight.cluster
+        cluster = observed.cluster
         if part.kind is Kind.NONE:
             return NoPods(part.why)
         if facts.own is not None and facts.own.verdict is Verdict.REFUSED:
@@ -266,14 +266,14 @@ class Agent:
         services = (cluster.services,)
         return Pods(network, cluster.document.interface, self._places.gate, services)
 
-    def _config(self, sight: Sight, part: Part) -> str | None:
+    def _config(self, observed: Observed, part: Part) -> str | None:
         if part.kind not in UNITS:
             return None
-        keys = self._sealer.keys(sight, part)
-        addresses = sight.cluster.node_addresses
-        if keys is None or not addresses or sight.cluster.range is None:
+        keys = self._sealer.keys(observed, part)
+        addresses = observed.cluster.node_addresses
+        if keys is None or not addresses or observed.cluster.range is None:
             return None
-        return engine_config(sight.cluster, part, keys, addresses, self._places)
+        return engine_config(observed.cluster, part, keys, addresses, self._places)
 
     def _join_through(self, decision: Decision) -> str | None:
         """Return the server to join through as long as it is one; after long in vain, another."""
@@ -335,11 +335,11 @@ class Agent:
 
     def _why(self, part: Part, *, ready: bool) -> str:
         last = self._last
-        if part.kind not in UNITS or last.sight is None or ready:
+        if part.kind not in UNITS or last.observed is None or ready:
             return part.why
         if last.wanted.config is not None or last.wanted.problems:
             return part.why
-        cluster = last.sight.cluster
+        cluster = last.observed.cluster
         if cluster.range is None:
             return f"{part.why}; it has no pod range yet"
         if not cluster.node_addresses:
@@ -349,9 +349,9 @@ class Agent:
     def _api(self, part: Part) -> str:
         if part.join is not None:
             return server_url(part.join, API_PORT)
-        sight = self._last.sight
-        if part.kind is Kind.SERVER and sight is not None and sight.cluster.node_addresses:
-            return server_url(sight.cluster.node_addresses[0], API_PORT)
+        observed = self._last.observed
+        if part.kind is Kind.SERVER and observed is not None and observed.cluster.node_addresses:
+            return server_url(observed.cluster.node_addresses[0], API_PORT)
         return ""
 
 
@@ -360,11 +360,11 @@ def _shares(part: Part) -> bool:
     return part.kind is Kind.SERVER and (part.embedded or not part.founds)
 
 
-def expects_cluster(sight: Sight) -> bool:
+def expects_cluster(observed: Observed) -> bool:
     """Say whether there is a cluster, or is going to be one: somebody may found it."""
-    document = sight.cluster.document
+    document = observed.cluster.document
     founder = document.founder or any(one.founder for one in document.members)
-    return bool(sight.said) or founder or document.settings.expected_nodes is not None
+    return bool(observed.said) or founder or document.settings.expected_nodes is not None
 
 
 def joined_in(config: str) -> str | None:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 
 from appliance.cluster import vip
-from appliance.kubernetes.looking import Sight
+from appliance.kubernetes.observing import Observed
 from appliance.ledger.assigned import read_id
 from provisioning.clusters import cluster_of
 
@@ -24,15 +24,15 @@ _SERVING = frozenset({"server", "auto"})
 Put = Callable[[str, bool], None]
 
 
-def held_here(sight: Sight, *, serves: bool) -> bool:
+def held_here(observed: Observed, *, serves: bool) -> bool:
     """Say whether this node is to have the address: it leads by the ledger, and its API answers."""
-    document = sight.cluster.document
+    document = observed.cluster.document
     able = [
         read_id(one.node_id) or b""
         for one in document.members
         if not _SERVING.isdisjoint(one.roles) and not cluster_of(one.labels)
     ]
-    holder = vip.holder(vip.claims(sight.said, able))
+    holder = vip.holder(vip.claims(observed.said, able))
     return serves and document.vpn and holder is not None and holder == read_id(document.node_id)
 
 
@@ -43,12 +43,12 @@ class ApiAddress:
         self._put = put or put_on_loopback
         self._held: bool | None = None
 
-    async def keep(self, sight: Sight, *, serves: bool) -> None:
+    async def keep(self, observed: Observed, *, serves: bool) -> None:
         """Make it so. What fails is tried again with the next call."""
-        wanted = held_here(sight, serves=serves)
+        wanted = held_here(observed, serves=serves)
         if wanted == self._held:
             return
-        address = str(vip.vip_address(sight.cluster.hosts))
+        address = str(vip.vip_address(observed.cluster.hosts))
         try:
             await asyncio.to_thread(self._put, address, wanted)
         except OSError as error:

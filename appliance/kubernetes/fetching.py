@@ -84,19 +84,19 @@ def _here(path: Path) -> tuple[str, Kubeconfig]:
 
 def _by_root_key(arguments: argparse.Namespace) -> tuple[str, Kubeconfig]:
     from appliance.operator.shared import now_ms, working
-    from appliance.operator.sight import look
+    from appliance.operator.snapshot import fetch_snapshot
     from provisioning.keys import id_text
 
     with working(arguments) as work:
         if isinstance(work.publisher, Exception):
             raise work.publisher
         network = work.root.network
-        sight = look(work.directory, network, work.publisher, now_ms())
+        snapshot = fetch_snapshot(work.directory, network, work.publisher, now_ms())
         sealed: list[tuple[str, bytes]] = []
         for entry in sorted(
-            sight.replica.entries("cluster", now_ms()), key=lambda one: one.stamp, reverse=True
+            snapshot.replica.entries("cluster", now_ms()), key=lambda one: one.stamp, reverse=True
         ):
-            member = sight.replica.directory.member(entry.owner)
+            member = snapshot.replica.directory.member(entry.owner)
             if member is not None and entry.key == f"{id_text(entry.owner)}/{_KIND}":
                 sealed.append((member.name, entry.value))
         found = opened(work.root.seed, network.network_id, sealed)

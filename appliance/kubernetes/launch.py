@@ -19,7 +19,7 @@ from appliance.kubernetes.asking import Supervisor
 from appliance.kubernetes.engine import EngineKeeper
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
-from appliance.kubernetes.looking import Viewer
+from appliance.kubernetes.observing import Observer
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.pods import CniHost, HostedCni
 from appliance.kubernetes.sealing import Sealer
@@ -62,14 +62,14 @@ def _leave() -> None:
 
 async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) -> None:
     supervisor = Supervisor(places.socket)
-    viewer = Viewer(supervisor)
+    observer = Observer(supervisor)
     agent = Agent(
         places,
         supervisor=supervisor,
         engine=EngineKeeper(places, units, time.monotonic),
-        kube=KubeSide(places, viewer),
+        kube=KubeSide(places, observer),
         sealer=Sealer(places, supervisor),
-        viewer=viewer,
+        observer=observer,
         cni=cni,
         api_address=ApiAddress(),
         exposing=Exposing(places),

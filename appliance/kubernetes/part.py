@@ -9,10 +9,10 @@ from enum import Enum
 from appliance.cluster import cluster_entries
 from appliance.cluster.cluster_entries import Entries, Kept, RunsAs
 from appliance.cluster.growth import Engine, latest
-from appliance.cluster.sight import CLUSTER_LABEL, Decision, Member, Memory, Orders, View, Wanted
-from appliance.cluster.sight import Kind as Decided
+from appliance.cluster.model import CLUSTER_LABEL, Decision, Member, Memory, Orders, View, Wanted
+from appliance.cluster.model import Kind as Decided
 from appliance.kubernetes.facts import MemberFacts
-from appliance.kubernetes.looking import Sight
+from appliance.kubernetes.observing import Observed
 from appliance.ledger.assigned import read_id
 from appliance.problem import Problem
 
@@ -48,7 +48,7 @@ class Part:
 
 
 def view_of(
-    sight: Sight,
+    observed: Observed,
     now: float,
     now_ms: int,
     *,
@@ -58,7 +58,7 @@ def view_of(
     orders: Orders,
 ) -> View:
     """Return what the roles' decision is asked with."""
-    document = sight.cluster.document
+    document = observed.cluster.document
     own = read_id(document.node_id) or b""
     members = {node: one for node, one in map(_member, document.members) if node}
     if own not in members:
@@ -71,10 +71,10 @@ def view_of(
         )
     return View(
         own,
-        sight.cluster.plan.network_id,
+        observed.cluster.plan.network_id,
         members,
         Wanted(document.settings.servers, document.settings.expected_nodes),
-        cluster_entries.read(sight.said),
+        cluster_entries.read(observed.said),
         now,
         now_ms,
         kept,

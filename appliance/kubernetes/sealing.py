@@ -21,7 +21,7 @@ from appliance.kubernetes.credentials import (
 )
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.kubeconfig import FILE_MAX, Kubeconfig, pack, read_kubeconfig
-from appliance.kubernetes.looking import Sight
+from appliance.kubernetes.observing import Observed
 from appliance.kubernetes.operator_box import seal_for_operator
 from appliance.kubernetes.part import Kind, Part
 from appliance.kubernetes.places import API_PORT, Places
@@ -42,23 +42,23 @@ class Sealer:
         self._places = places
         self._supervisor = supervisor
 
-    def keys(self, sight: Sight, part: Part) -> Keys | None:
+    def keys(self, observed: Observed, part: Part) -> Keys | None:
         """Return what the engine of a part needs; None: nobody has sealed it yet.
 
         Raises KubernetesError for what is no token.
         """
         if part.kind is Kind.AGENT:
-            found = self._sealed(sight, AGENT_TOKEN)
+            found = self._sealed(observed, AGENT_TOKEN)
             return None if found is None else Keys(self._joined_by(found).text)
         if part.founds:
             # The engine makes its own token at first, and finds it again by itself.
-            return Keys(None, self._agent_secret(sight))
-        server, agent = self._sealed(sight, SERVER_TOKEN), self._sealed(sight, AGENT_TOKEN)
+            return Keys(None, self._agent_secret(observed))
+        server, agent = self._sealed(observed, SERVER_TOKEN), self._sealed(observed, AGENT_TOKEN)
         if server is None or agent is None:
             return None
         return Keys(server.text, agent.secret)
 
-    async def seal(self, sight: Sight, *, leads: bool) -> None:
+    async def seal(self, observed: Observed, *, leads: bool) -> None:
         """Seal what nobody has sealed yet, and new values where one who is out has had them.
 
         Raises KubernetesError: the engine has not written its files yet, or the supervisor is away.
@@ -66,17 +66,17 @@ class Sealer:
         if not leads:
             return
         server = self._own_token()
-        config = self._own_kubeconfig(sight)
-        secret = self._agent_secret(sight)
-        if credentials.must_rotate(sight.secrets, leads=leads):
+        config = self._own_kubeconfig(observed)
+        secret = self._agent_secret(observed)
+        if credentials.must_rotate(observed.secrets, leads=leads):
             secret = secrets.token_hex(32)
             log.warning("the token that agents join by was seen by one who is out: a new one")
         own = Own(server.text, credentials.agent_token(server, secret), pack(config), leads)
-        for put in credentials.puts(own, sight.secrets, sight.values):
-            name = stored_as(put.name, sight.cluster.document.cluster)
+        for put in credentials.puts(own, observed.secrets, observed.values):
+            name = stored_as(put.name, observed.cluster.document.cluster)
             await self._supervisor.put_secret(name, put.value.encode(), put.roles)
             log.info("%s is sealed to %s", name, ", ".join(put.roles))
-        await self._seal_for_operator(sight, config)
+        await self._seal_for_operator(observed, config)
 
     def _joined_by(self, sealed: Token) -> Token:
         """Return the token that this agent runs with already, if it has joined by it.
@@ -90,17 +90,17 @@ class Sealer:
         present = read_token(text, str(places.config))
         return present if present.authority == sealed.authority else sealed
 
-    def _sealed(self, sight: Sight, name: str) -> Token | None:
-        text = sight.values.get(name)
+    def _sealed(self, observed: Observed, name: str) -> Token | None:
+        text = observed.values.get(name)
         return None if text is None else read_token(text, f"the secret {name}")
 
-    def _agent_secret(self, sight: Sight) -> str:
+    def _agent_secret(self, observed: Observed) -> str:
         """Return the secret that agents join by; the founder makes it before there is a cluster.
 
         A damaged one in the ledger is as good as none.
         """
         try:
-            if (sealed := self._sealed(sight, AGENT_TOKEN)) is not None:
+            if (sealed := self._sealed(observed, AGENT_TOKEN)) is not None:
                 return sealed.secret
         except KubernetesError as error:
             # Whoever put it: the leader seals a right one over it, which needs this one to run.
@@ -119,39 +119,39 @@ class Sealer:
             raise KubernetesError(f"the engine has not written {path} yet")
         return read_token(text, str(path))
 
-    def _own_kubeconfig(self, sight: Sight) -> Kubeconfig:
+    def _own_kubeconfig(self, observed: Observed) -> Kubeconfig:
         path = self._places.kubeconfig
         text = files.read_text(path, FILE_MAX)
         if text is None:
             raise KubernetesError(f"the engine has not written {path} yet")
         one = read_kubeconfig(text, str(path))
-        url = server_url(public_address(sight), API_PORT)
+        url = server_url(public_address(observed), API_PORT)
         return Kubeconfig(url, one.authority, one.certificate, one.key)
 
-    async def _seal_for_operator(self, sight: Sight, config: Kubeconfig) -> None:
-        key = f"{sight.cluster.document.node_id}/{OPERATOR_KIND}"
-        root = sight.cluster.document.network_key
+    async def _seal_for_operator(self, observed: Observed, config: Kubeconfig) -> None:
+        key = f"{observed.cluster.document.node_id}/{OPERATOR_KIND}"
+        root = observed.cluster.document.network_key
         mark = hashlib.sha256(f"{key}\0{root}\0{pack(config)}".encode()).hexdigest().encode()
         # A sealed box can't be read back here: what was sealed is remembered by its hash.
-        there = any(one.key == key for one in sight.said)
+        there = any(one.key == key for one in observed.said)
         if there and files.read(self._places.sealed, 128) == mark:
             return
-        value = seal_for_operator(root, sight.cluster.plan.network_id, config)
+        value = seal_for_operator(root, observed.cluster.plan.network_id, config)
         await self._supervisor.put_entry(key, value)
         await asyncio.to_thread(files.write, self._places.sealed, mark)
         log.info("the kubeconfig is sealed to the network's root key")
 
 
-def public_address(sight: Sight) -> str:
+def public_address(observed: Observed) -> str:
     """Return where people reach the API: the address that follows the leader, if there may be one.
 
     Of several servers, that is: one alone has an address of its own for life.
     """
-    document = sight.cluster.document
-    servers = sight.orders.servers or document.settings.servers
+    document = observed.cluster.document
+    servers = observed.orders.servers or document.settings.servers
     if servers > 1 and document.vpn and not document.cluster:
-        return str(vip.vip_address(sight.cluster.hosts))
-    return sight.cluster.node_addresses[0]
+        return str(vip.vip_address(observed.cluster.hosts))
+    return observed.cluster.node_addresses[0]
 
 
 def token_in(config: str) -> str | None:

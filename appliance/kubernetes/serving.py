@@ -21,7 +21,7 @@ from appliance.kubernetes.errors import KubeApiError, KubernetesError
 from appliance.kubernetes.facts import Cluster
 from appliance.kubernetes.kubeapi import KubeApi
 from appliance.kubernetes.kubeconfig import FILE_MAX, Kubeconfig, read_kubeconfig
-from appliance.kubernetes.looking import Sight, Viewer
+from appliance.kubernetes.observing import Observed, Observer
 from appliance.kubernetes.part import Kind, Part
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.records import Lease, NodeObject, Record, Remove
@@ -81,7 +81,7 @@ class KubeSide:
     def __init__(
         self,
         places: Places,
-        viewer: Viewer,
+        observer: Observer,
         *,
         connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -89,19 +89,19 @@ class KubeSide:
         self._clock = clock
         self._good = float("-inf")
         self._places = places
-        self._viewer = viewer
+        self._observer = observer
         self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
         self._api: tuple[str, Api] | None = None
         self._trouble = ""
         self.facts = KubeFacts()
 
-    async def work(self, sight: Sight, part: Part, remove: bytes | None = None) -> KubeFacts:
+    async def work(self, observed: Observed, part: Part, remove: bytes | None = None) -> KubeFacts:
         """Ask, do what servers do, and return what is so now. Never raises SkerryError."""
         try:
             if part.kind is Kind.SERVER:
-                self.facts = await self._serve(sight, part, remove)
+                self.facts = await self._serve(observed, part, remove)
             elif part.kind is Kind.AGENT:
-                self.facts = await self._watch(sight.cluster)
+                self.facts = await self._watch(observed.cluster)
             elif part.kind is Kind.NONE:
                 self.facts = KubeFacts()
             self._good = self._clock()
@@ -112,7 +112,7 @@ class KubeSide:
             if self._clock() - self._good < GRACE_SECONDS:
                 return self.facts
             # What was agreed on a pod range stays: it never changes.
-            self.facts = KubeFacts(own=self.facts.own, engine=self._without_api(sight.cluster))
+            self.facts = KubeFacts(own=self.facts.own, engine=self._without_api(observed.cluster))
         return self.facts
 
     def has_data(self) -> bool:
@@ -127,14 +127,14 @@ class KubeSide:
         own = read_id(cluster.document.node_id) or b""
         return Engine(has_data=self.has_data(), members=frozenset({own}))
 
-    async def _serve(self, sight: Sight, part: Part, remove: bytes | None) -> KubeFacts:
-        cluster = sight.cluster
+    async def _serve(self, observed: Observed, part: Part, remove: bytes | None) -> KubeFacts:
+        cluster = observed.cluster
         api = self._connected(self._places.kubeconfig)
         if not self.facts.serves and not await asyncio.to_thread(api.ready):
             return KubeFacts(own=self.facts.own, engine=self._without_api(cluster))
         nodes = await asyncio.to_thread(api.nodes)
         lease = None if _alone(part) else await asyncio.to_thread(api.lease)
-        revoked = await self._viewer.revoked(records.unknown(nodes, cluster))
+        revoked = await self._observer.revoked(records.unknown(nodes, cluster))
         decided = records.decide(nodes, cluster, revoked | _text_id(nodes, remove))
         problems = list(decided.problems)
         for change in decided.changes:

@@ -9,7 +9,7 @@ from appliance.ledger.rules import ASSIGNED
 from appliance.operator.errors import OperatorError
 from appliance.operator.resolve import find_node, names_of
 from appliance.operator.shared import finish, working
-from appliance.operator.sight import Sight
+from appliance.operator.snapshot import Snapshot
 from appliance.operator.statements import Desk
 from provisioning.membership import Member
 
@@ -19,7 +19,7 @@ _SERVING = frozenset({"server", "auto"})
 def cluster_found(arguments: argparse.Namespace) -> int:
     """Name the node that founds the cluster."""
 
-    def whole(desk: Desk, _: Sight) -> tuple[str, Member]:
+    def whole(desk: Desk, _: Snapshot) -> tuple[str, Member]:
         member = find_node(arguments.node, desk.replica, desk.now_ms)
         name = names_of(desk.replica, desk.now_ms)[member.node_id]
         if member.roles.isdisjoint(_SERVING):
@@ -57,7 +57,7 @@ def _check_first(desk: Desk, member: Member) -> None:
 def cluster_servers(arguments: argparse.Namespace) -> int:
     """Say how many servers the cluster is to have."""
 
-    def whole(desk: Desk, _: Sight) -> str:
+    def whole(desk: Desk, _: Snapshot) -> str:
         desk.say(orders.SERVERS, orders.servers_value(arguments.servers))
         able = [one for one in desk.replica.directory if not one.roles.isdisjoint(_SERVING)]
         lack = max(0, arguments.servers - len(able))

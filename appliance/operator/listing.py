@@ -12,7 +12,7 @@ from appliance.ledger import assigned, claims
 from appliance.ledger.rules import MEMBER
 from appliance.ledger.state import Replica
 from appliance.operator.resolve import names_of, revoked_grants, revoked_name, revoked_nodes
-from appliance.operator.sight import Sight
+from appliance.operator.snapshot import Snapshot
 from appliance.operator.statements import read_reason
 from appliance.overlay.addresses import ula_address
 from appliance.overlay.visitors import is_visitor
@@ -57,10 +57,10 @@ class GrantRow:
 
 
 def node_rows(
-    sight: Sight, network: NetworkInfo, now_ms: int, *, revoked: bool = False
+    snapshot: Snapshot, network: NetworkInfo, now_ms: int, *, revoked: bool = False
 ) -> list[NodeRow]:
     """Return the members by name, and with ``revoked`` those that are out."""
-    replica = sight.replica
+    replica = snapshot.replica
     host_range = ipaddress.IPv4Network(network.settings.host_range)
     view = claims.address_view(replica, host_range, now_ms)
     held = {node: what for what, node in view.holders().items()}
@@ -79,7 +79,7 @@ def node_rows(
             NodeRow(
                 names[one.node_id],
                 one.id_text,
-                sight.states.get(one.id_text, UNKNOWN),
+                snapshot.states.get(one.id_text, UNKNOWN),
                 str(ipaddress.IPv4Address(packed)) if packed else None,
                 one.node_id in view.fixed,
                 str(ula_address(network.network_id, one.node_key)),
@@ -128,9 +128,11 @@ def rows_here(
     return rows
 
 
-def grant_rows(sight: Sight | None, notes: Iterable[GrantNote], now_ms: int) -> list[GrantRow]:
+def grant_rows(
+    snapshot: Snapshot | None, notes: Iterable[GrantNote], now_ms: int
+) -> list[GrantRow]:
     """Return the grants made here and those that members came in under, oldest first."""
-    replica = sight.replica if sight else None
+    replica = snapshot.replica if snapshot else None
     closed = assigned.closed_grants(replica, now_ms) if replica else frozenset()
     revoked = revoked_grants(replica, now_ms) if replica else {}
     users: dict[str, list[str]] = {}

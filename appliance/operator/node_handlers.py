@@ -19,12 +19,12 @@ from appliance.operator.shared import (
     finish,
     look_around,
     now_ms,
-    say_sight,
+    say_snapshot,
     say_waiting,
-    seen_facts,
+    snapshot_facts,
     working,
 )
-from appliance.operator.sight import Sight
+from appliance.operator.snapshot import Snapshot
 from appliance.operator.statements import Desk
 from appliance.operator.ways import node_here
 from provisioning import operator_files as files
@@ -54,14 +54,14 @@ def _look(
             raise
         return _look_here(socket)
     network = files.load_network(directory)
-    sight, trouble = look_around(directory, network, arguments)
-    if sight is None:
+    snapshot, trouble = look_around(directory, network, arguments)
+    if snapshot is None:
         assert trouble is not None  # noqa: S101 - one of both
         raise trouble
     if not arguments.json:
-        say_sight(sight, trouble)
+        say_snapshot(snapshot, trouble)
         say_waiting(directory, network)
-    return seen_facts(sight), node_rows(sight, network, now_ms(), revoked=revoked)
+    return snapshot_facts(snapshot), node_rows(snapshot, network, now_ms(), revoked=revoked)
 
 
 def _look_here(socket: Path) -> tuple[dict[str, Any], list[NodeRow]]:
@@ -198,11 +198,11 @@ def revoke_node(arguments: argparse.Namespace) -> int:
 
 
 def _put_out(arguments: argparse.Namespace, *, epoch: bool) -> int:
-    def intent(desk: Desk, sight: Sight) -> tuple[str, dict[str, Any]]:
+    def intent(desk: Desk, snapshot: Snapshot) -> tuple[str, dict[str, Any]]:
         replica = desk.replica
         node_id = find_revocable(arguments.node, replica, desk.now_ms)
         member = replica.directory.member(node_id)
-        if sight.node_id == id_text(node_id) and not arguments.yes:
+        if snapshot.node_id == id_text(node_id) and not arguments.yes:
             raise OperatorError(
                 f"this command goes through the very node that is to go: {arguments.node}",
                 hint="go through another one with --via, or say --yes",
@@ -237,7 +237,7 @@ def _warn_of_grant(desk: Desk, member: Member) -> None:
 
 
 def _about_node(arguments: argparse.Namespace, intent: Callable[[Desk, Member], str]) -> int:
-    def whole(desk: Desk, _: Sight) -> tuple[str, Member]:
+    def whole(desk: Desk, _: Snapshot) -> tuple[str, Member]:
         member = find_node(arguments.node, desk.replica, desk.now_ms)
         return intent(desk, member), member
 

@@ -1,7 +1,7 @@
 """How the operator's machine reaches the network: through any node that answers.
 
 A `Publisher` fetches all records that a node holds, and hands it entries that the root key signed.
-It is not trusted with anything: what it fetched is verified here (`sight`), and what it hands over
+It is not trusted with anything: what it fetched is verified here (`snapshot`), what it hands over
 is signed already. It may lose, repeat, refuse or leave out; nothing worse.
 """
 

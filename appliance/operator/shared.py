@@ -16,7 +16,7 @@ from appliance.operator.errors import OperatorError, PublishError
 from appliance.operator.outbox import load_outbox
 from appliance.operator.publisher import Fetched, LocalPublisher, Publisher, Result
 from appliance.operator.rootkey import RootKey
-from appliance.operator.sight import Sight, last_seen, look
+from appliance.operator.snapshot import Snapshot, fetch_snapshot, last_snapshot
 from appliance.operator.ways import choose
 from appliance.operator.work import Report, Work, tell
 from provisioning import operator_commands
@@ -109,23 +109,23 @@ def told(way: Publisher) -> Publisher:
 
 def look_around(
     directory: Path, network: NetworkInfo, arguments: argparse.Namespace
-) -> tuple[Sight | None, PublishError | None]:
+) -> tuple[Snapshot | None, PublishError | None]:
     """Return what a node shows now, or what was seen last and why it has to do."""
     try:
         publisher = told(_way(arguments, network, lambda: _root_key(directory, arguments)))
-        return look(directory, network, publisher, now_ms()), None
+        return fetch_snapshot(directory, network, publisher, now_ms()), None
     except PublishError as error:
-        return last_seen(directory, network, now_ms()), error
+        return last_snapshot(directory, network, now_ms()), error
 
 
-def say_sight(sight: Sight, trouble: PublishError | None) -> None:
+def say_snapshot(snapshot: Snapshot, trouble: PublishError | None) -> None:
     """Say how old a list is, and whether it is whole."""
     if trouble is not None:
-        console.note(f"{trouble}; this is what was seen {moment_text(sight.at_ms / 1000)}")
+        console.note(f"{trouble}; this is what was seen {moment_text(snapshot.at_ms / 1000)}")
         if trouble.hint:
             console.note(f"  {trouble.hint}")
-    if sight.unread:
-        console.note(f"{sight.unread} entries there could not be read; is this Skerry older?")
+    if snapshot.unread:
+        console.note(f"{snapshot.unread} entries there could not be read; is this Skerry older?")
 
 
 def say_waiting(directory: Path, network: NetworkInfo) -> None:
@@ -135,9 +135,9 @@ def say_waiting(directory: Path, network: NetworkInfo) -> None:
         console.note(f"{waiting} statement(s) wait in the outbox: skerry network sync")
 
 
-def seen_facts(sight: Sight) -> dict[str, Any]:
+def snapshot_facts(snapshot: Snapshot) -> dict[str, Any]:
     """Return whose view a list is, and of when (Unix seconds)."""
-    return {"where": sight.where, "fresh": sight.fresh, "seen": sight.at_ms // 1000}
+    return {"where": snapshot.where, "fresh": snapshot.fresh, "seen": snapshot.at_ms // 1000}
 
 
 def now_ms() -> int:

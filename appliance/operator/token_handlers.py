@@ -22,12 +22,12 @@ from appliance.operator.shared import (
     look_around,
     now_ms,
     report_facts,
-    say_sight,
+    say_snapshot,
     say_waiting,
-    seen_facts,
+    snapshot_facts,
     working,
 )
-from appliance.operator.sight import Sight
+from appliance.operator.snapshot import Snapshot
 from appliance.operator.statements import Desk
 from appliance.operator.work import Work
 from provisioning import operator_commands
@@ -48,10 +48,12 @@ def token_ls(arguments: argparse.Namespace) -> int:
     directory = files.find_network(arguments.network)
     network = files.load_network(directory)
     notes = load_grants(directory)
-    sight, trouble = look_around(directory, network, arguments)
-    rows = grant_rows(sight, notes, now_ms())
+    snapshot, trouble = look_around(directory, network, arguments)
+    rows = grant_rows(snapshot, notes, now_ms())
     if arguments.json:
-        facts = seen_facts(sight) if sight else {"where": None, "fresh": False, "seen": None}
+        facts = (
+            snapshot_facts(snapshot) if snapshot else {"where": None, "fresh": False, "seen": None}
+        )
         grants = [
             msgspec.to_builtins(one.note)
             | {"state": one.state, "used": one.used, "made_here": one.made_here}
@@ -60,12 +62,12 @@ def token_ls(arguments: argparse.Namespace) -> int:
         ]
         print(json.dumps(facts | {"grants": grants}))
         return 0
-    if sight is None:
+    if snapshot is None:
         console.note(f"{trouble}; who used them, and which are closed or revoked, is unknown")
         if trouble is not None and trouble.hint:
             console.note(f"  {trouble.hint}")
     else:
-        say_sight(sight, trouble)
+        say_snapshot(snapshot, trouble)
     say_waiting(directory, network)
     lines = [_grant_line(one.note, one.state, one.used, made_here=one.made_here) for one in rows]
     print(console.table(("GRANT", "ROLES", "LABELS", "EXPIRES", "USED", "STATE", "MADE"), lines))
@@ -90,9 +92,9 @@ def _grant_line(
 def token_rotate(arguments: argparse.Namespace) -> int:
     """Close a grant, and make a token in its place."""
 
-    def intent(desk: Desk, sight: Sight) -> GrantNote:
+    def intent(desk: Desk, snapshot: Snapshot) -> GrantNote:
         notes = load_grants(work.directory)
-        old = _rotated(arguments.grant, desk, sight, notes)
+        old = _rotated(arguments.grant, desk, snapshot, notes)
         desk.close_grant(id_of(old.grant_id))
         return old
 
@@ -126,10 +128,10 @@ def _replacement(work: Work, old: GrantNote, expires: str | None) -> Token:
 
 
 def _rotated(
-    given: str | None, desk: Desk, sight: Sight, notes: tuple[GrantNote, ...]
+    given: str | None, desk: Desk, snapshot: Snapshot, notes: tuple[GrantNote, ...]
 ) -> GrantNote:
     """Return the grant that is to be replaced."""
-    rows = {one.note.grant_id: one for one in grant_rows(sight, notes, desk.now_ms)}
+    rows = {one.note.grant_id: one for one in grant_rows(snapshot, notes, desk.now_ms)}
     if given is None:
         left = [one for one in rows.values() if one.state in {"open", "used up"}]
         if len(left) != 1:
@@ -160,7 +162,7 @@ def _rotated(
 def revoke_grant(arguments: argparse.Namespace) -> int:
     """Put out a grant and all who came in under it."""
 
-    def intent(desk: Desk, sight: Sight) -> tuple[str, dict[str, Any]]:
+    def intent(desk: Desk, snapshot: Snapshot) -> tuple[str, dict[str, Any]]:
         grant_id = _grant_id(arguments.grant, desk, work.directory)
         names = names_of(desk.replica, desk.now_ms)
         nodes = [one for one in desk.replica.directory if one.grant_id == grant_id]
@@ -168,7 +170,7 @@ def revoke_grant(arguments: argparse.Namespace) -> int:
         facts: dict[str, Any] = {"grant_id": id_text(grant_id), "nodes": out}
         already = grant_id in resolve.revoked_grants(desk.replica, desk.now_ms)
         others = len(nodes) < len(desk.replica.directory)
-        if sight.node_id in {one.id_text for one in nodes} and others and not arguments.yes:
+        if snapshot.node_id in {one.id_text for one in nodes} and others and not arguments.yes:
             raise OperatorError(
                 "this command goes through a node that is to go",
                 hint="go through one that stays, with --via, or say --yes",

@@ -19,7 +19,7 @@ from appliance.operator.errors import ClockError, PublishError
 from appliance.operator.outbox import Outbox, load_outbox, save_outbox
 from appliance.operator.publisher import Publisher, Result, batches
 from appliance.operator.rootkey import RootKey
-from appliance.operator.sight import Sight, last_seen, look, nothing_seen
+from appliance.operator.snapshot import Snapshot, empty_snapshot, fetch_snapshot, last_snapshot
 from appliance.operator.statements import Desk, Settled, epoch_of, is_announcement
 from provisioning.durations import moment_text
 from provisioning.operator_files import save_epoch
@@ -59,7 +59,7 @@ class Work:
     now_ms: int
     note: Note
 
-    def do(self, intent: Callable[[Desk, Sight], T], *, blind: bool = False) -> tuple[T, Report]:
+    def do(self, intent: Callable[[Desk, Snapshot], T], *, blind: bool = False) -> tuple[T, Report]:
         """Carry out an intent and publish what it says.
 
         What was left over is published first, and if that cannot be, nothing else is. Without a
@@ -68,54 +68,56 @@ class Work:
         of it is kept then), PublishError if nothing could be done, ClockError.
         """
         report = Report(epoch=self.root.network.epoch)
-        sight = self._sight(report, blind=blind)
+        snapshot = self._snapshot(report, blind=blind)
         outbox = load_outbox(self.directory, self.root.network)
         desk = Desk(
-            self.root, sight.replica, self.now_ms, sequence=outbox.sequence, stamp=outbox.stamp
+            self.root, snapshot.replica, self.now_ms, sequence=outbox.sequence, stamp=outbox.stamp
         )
         settled = desk.settle(outbox.unseen, outbox.secrets)
         report.superseded = len(settled.superseded)
         trouble = desk.epoch_trouble(settled.displaced)
         self._learn(desk, report)
         outbox = self._left_over(outbox, desk, settled)
-        if sight.fresh:
+        if snapshot.fresh:
             outbox = self._publish(outbox, (*settled.resend, *desk.made), report)
         held_up = bool(outbox.pending)
         known, before = set(desk.secrets), len(desk.made)
-        done = intent(desk, sight)
+        done = intent(desk, snapshot)
         if trouble is not None and known == set(desk.secrets):
             begun = desk.new_epochs()
             self.note(f"{trouble}: epoch {begun[-1]} begins in its place")
         made = desk.made[before:]
         report.made = len(made)
         outbox = self._save(outbox, desk, (*outbox.pending, *made), outbox.sent)
-        if sight.fresh and not held_up:
+        if snapshot.fresh and not held_up:
             outbox = self._publish(outbox, made, report)
         report.waiting = len(outbox.pending)
         return done, report
 
-    def _sight(self, report: Report, *, blind: bool) -> Sight:
+    def _snapshot(self, report: Report, *, blind: bool) -> Snapshot:
         network = self.root.network
         try:
             if isinstance(self.publisher, PublishError):
                 raise self.publisher
             report.where = self.publisher.where
-            return look(self.directory, network, self.publisher, self.now_ms)
+            return fetch_snapshot(self.directory, network, self.publisher, self.now_ms)
         except PublishError as error:
             report.trouble = error
-            sight = last_seen(self.directory, network, self.now_ms)
-            if sight is None and not blind:
+            snapshot = last_snapshot(self.directory, network, self.now_ms)
+            if snapshot is None and not blind:
                 raise
-        if sight is None:
-            return nothing_seen(network, self.now_ms)
-        if sight.at_ms > self.now_ms + MAX_SKEW_MS:
+        if snapshot is None:
+            return empty_snapshot(network, self.now_ms)
+        if snapshot.at_ms > self.now_ms + MAX_SKEW_MS:
             raise ClockError(
                 f"this machine's clock says {moment_text(self.now_ms / 1000)}, but it saw the "
-                f"network at {moment_text(sight.at_ms / 1000)}; nothing was signed",
+                f"network at {moment_text(snapshot.at_ms / 1000)}; nothing was signed",
                 hint="set this machine's clock (timedatectl), then give the command again",
             )
-        self.note(f"{report.trouble}; working on what was seen {moment_text(sight.at_ms / 1000)}")
-        return sight
+        self.note(
+            f"{report.trouble}; working on what was seen {moment_text(snapshot.at_ms / 1000)}"
+        )
+        return snapshot
 
     def _learn(self, desk: Desk, report: Report) -> None:
         """Keep the epoch that the network is in, whoever began it."""

@@ -17,12 +17,12 @@ import msgspec
 
 from appliance.api.client import ApiError, call
 from appliance.problem import Problem
-from appliance.services import kernel, probes, rules, sights, wishes
+from appliance.services import kernel, probes, rules, wishes
 from appliance.services.errors import ServiceError
+from appliance.services.observing import Observed, observe
 from appliance.services.offers import BUCKET, LEASE_SECONDS, Offer
 from appliance.services.plan import Kubernetes, Plan, Way, plan, targets_of, wanted
 from appliance.services.probes import Question
-from appliance.services.sights import Sight
 from appliance.services.wishes import FILE_MAX, Exposure, Wishes
 from provisioning.files import FileError, read_small
 from skerry.errors import SkerryError
@@ -73,18 +73,18 @@ class Daemon:
         except ServiceError as error:
             problems.append(_problem("services-file", error))
         try:
-            sight = sights.look(self.places.socket)
-            problems += self._work(sight)
+            observed = observe(self.places.socket)
+            problems += self._work(observed)
         except SkerryError as error:
             problems.append(_problem("services", error))
         self._say(problems)
 
-    def _work(self, sight: Sight) -> Iterable[Problem]:
-        own = sight.network.members.get(sight.network.own)
-        if own is None or own.ipv4 is None or not sight.vpn:
+    def _work(self, observed: Observed) -> Iterable[Problem]:
+        own = observed.network.members.get(observed.network.own)
+        if own is None or own.ipv4 is None or not observed.vpn:
             words = (
                 "services need the encrypted overlay: this network's nodes only coordinate"
-                if not sight.vpn
+                if not observed.vpn
                 else "this node has no overlay address yet"
             )
             return [Problem("services-no-overlay", words, "")]
@@ -93,29 +93,35 @@ class Daemon:
         questions = [
             Question(target, one.protocol, one.probe)
             for one in exposures
-            for target in targets_of(one, sight.network, kubernetes)
+            for target in targets_of(one, observed.network, kubernetes)
         ]
         well = self.health.heard(probes.ask(questions))
-        made = plan(self.wishes, sight.network, sight.offers, well, kubernetes)
-        self._apply(made, sight.interface, own.ipv4)
-        self._offer(made.offers, sight.own_keys)
+        made = plan(self.wishes, observed.network, observed.offers, well, kubernetes)
+        self._apply(made, observed.interface, own.ipv4)
+        self._offer(made.offers, observed.own_keys)
         return made.problems
 
     def _apply(self, made: Plan, interface: str, own: str) -> None:
         inward = any(way.inward for way in made.ways)
         marker = self.places.run_dir / _FORWARDING
         guarded = kernel.forward(marker) if inward else marker.exists()
-        script = rules.script(made.ways, interface, own, guarded=guarded)
+        wanted = made.ways, interface, own, guarded
         now = self.clock()
-        if script == self.applied and now < self.applied_at + AGAIN_SECONDS:
+        if wanted == self.applied and now < self.applied_at + AGAIN_SECONDS:
+            if self.untidy:
+                kernel.tidy(made.ways)
+                self.untidy = False
             return
         if made.ways:
             kernel.route()
-        kernel.apply(script)
-        if script != self.applied:
+        elif not guarded and not self.ever:
+            return
+        kernel.apply(made.ways, interface, own, guarded=guarded)
+        if wanted != self.applied:
             log.info("%d ways to services", len(made.ways))
         gone = _targets(self.ways) - _targets(made.ways)
-        self.applied, self.applied_at, self.ways = script, now, made.ways
+        self.applied, self.applied_at, self.ways = wanted, now, made.ways
+        self.untidy = True
         kernel.forget(gone)
 
     def _offer(self, offers: Iterable[Offer], own_keys: frozenset[str]) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 from appliance import journal
 from appliance.journal import Redactor
 from appliance.notify import Notifier
-from appliance.services import daemon, sights, wishes
+from appliance.services import daemon, wishes
 from appliance.services.errors import ServiceError
+from appliance.services.observing import observe
 from appliance.services.offers import service_address
 from appliance.services.plan import Row, rows
 from appliance.services.wishes import KUBERNETES, Connection, Exposure, Wishes
@@ -53,8 +54,8 @@ def expose(arguments: argparse.Namespace) -> None:
 
 def connect(arguments: argparse.Namespace) -> None:
     """Reach a service."""
-    seen = sights.look(arguments.socket)
-    members = seen.network.members
+    observed = observe(arguments.socket)
+    members = observed.network.members
     names = {one.name: id_text(node) for node, one in members.items()}
     ids = {id_text(node) for node in members}
     unknown = [one for one in arguments.nodes if one not in names and one not in ids]
@@ -64,9 +65,9 @@ def connect(arguments: argparse.Namespace) -> None:
     one = Connection(arguments.name, arguments.port, nodes)
     wishes.check_connection(one)
     before = wishes.load(arguments.data_dir)
-    address = service_address(seen.network.network_id, one.name)
+    address = service_address(observed.network.network_id, one.name)
     for other in before.connections:
-        same = service_address(seen.network.network_id, other.name) == address
+        same = service_address(observed.network.network_id, other.name) == address
         if other.name != one.name and same:
             raise ServiceError(
                 f"{one.name} would be reached at {address}, as {other.name} is",
@@ -74,7 +75,7 @@ def connect(arguments: argparse.Namespace) -> None:
             )
     kept = [other for other in before.connections if other.name != one.name]
     wishes.save(arguments.data_dir, Wishes(before.exposures, (*kept, one)))
-    offers = [offer for offer in seen.offers if offer.name == one.name]
+    offers = [offer for offer in observed.offers if offer.name == one.name]
     ports = {one.port} if one.port else {offer.port for offer in offers}
     at = ", ".join(f"{address}:{port}" for port in sorted(ports)) or str(address)
     console.note(f"{one.name} is reached at {at}, from this node and its pods")
@@ -100,9 +101,9 @@ def remove(arguments: argparse.Namespace) -> None:
 
 def ls(arguments: argparse.Namespace) -> None:
     """List the services."""
-    seen = sights.look(arguments.socket)
+    observed = observe(arguments.socket)
     wanted = wishes.load(arguments.data_dir)
-    found = rows(wanted, seen.network, seen.offers)
+    found = rows(wanted, observed.network, observed.offers)
     problems = _problems(arguments.run_dir)
     if arguments.json:
         print(json.dumps({"services": [asdict(one) for one in found], "problems": problems}))

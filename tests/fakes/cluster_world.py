@@ -22,7 +22,7 @@ from appliance.kubernetes.engine import EngineKeeper
 from appliance.kubernetes.errors import KubeApiError, SupervisorError, UnitError
 from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.kubeconfig import Kubeconfig, kubeconfig_text
-from appliance.kubernetes.looking import Viewer
+from appliance.kubernetes.observing import Observer
 from appliance.kubernetes.places import AGENT_UNIT, IMAGES_UNIT, PODS_SLICE, SERVER_UNIT, Places
 from appliance.kubernetes.records import Lease, NodeObject, Record, Remove, read_node
 from appliance.kubernetes.sealing import Sealer
@@ -325,14 +325,14 @@ def make_world(folder: Path, *, own: int = 0, members: int = 2) -> World:
     (places.manifests / "coredns.yaml").write_text(COREDNS)
     supervisor = FakeSupervisor(own, members)
     units, api, cni, clock = FakeUnits(), FakeApi(), FakeCni(), [1000.0]
-    viewer = Viewer(supervisor)
+    observer = Observer(supervisor)
     agent = Agent(
         places,
         supervisor=supervisor,
         engine=EngineKeeper(places, units, lambda: clock[0]),
-        kube=KubeSide(places, viewer, connect=api.connect, clock=lambda: clock[0]),
+        kube=KubeSide(places, observer, connect=api.connect, clock=lambda: clock[0]),
         sealer=Sealer(places, supervisor),
-        viewer=viewer,
+        observer=observer,
         cni=cni,
         clock=lambda: clock[0],
         wall=lambda: 1_800_000_000.0,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from appliance.cluster import roles
 from appliance.cluster.cluster_entries import Kept, key_of, read, read_kept
 from appliance.cluster.growth import Engine
-from appliance.cluster.sight import Decision, Kind, Member, Memory, Orders, View, Wanted
+from appliance.cluster.model import Decision, Kind, Member, Memory, Orders, View, Wanted
 from provisioning import codec
 
 NETWORK_ID = bytes(range(16))

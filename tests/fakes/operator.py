@@ -16,7 +16,7 @@ from appliance.operator.errors import PublishError
 from appliance.operator.publisher import Fetched, Result
 from appliance.operator.resolve import find_node
 from appliance.operator.rootkey import RootKey
-from appliance.operator.sight import Sight
+from appliance.operator.snapshot import Snapshot
 from appliance.operator.statements import Desk
 from appliance.operator.work import Report, Work
 from provisioning import operator_files as files
@@ -109,20 +109,20 @@ def work_in(
 # What operators want, for `Work.do`
 
 
-def out(number: int) -> Callable[[Desk, Sight], object]:
+def out(number: int) -> Callable[[Desk, Snapshot], object]:
     return lambda desk, _: desk.revoke(nodes=[node(number + 1).node_id])
 
 
-def rename(text: str, name: str) -> Callable[[Desk, Sight], object]:
+def rename(text: str, name: str) -> Callable[[Desk, Snapshot], object]:
     return lambda desk, _: desk.rename(find_node(text, desk.replica, desk.now_ms), name)
 
 
-def nothing(_: Desk, __: Sight) -> None:
+def nothing(_: Desk, __: Snapshot) -> None:
     """Only publish what is left over."""
 
 
 def do(
-    home: Path, at: FakeNode, intent: Callable[[Desk, Sight], object], now_ms: int = LATER
+    home: Path, at: FakeNode, intent: Callable[[Desk, Snapshot], object], now_ms: int = LATER
 ) -> Report:
     _, report = work_in(home, at, now_ms=now_ms).do(intent)
     return report

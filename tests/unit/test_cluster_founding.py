@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from appliance.cluster import founding
 from appliance.cluster.cluster_entries import NUMBER_MAX, Ballot, Vote, merged, value_of
 from appliance.cluster.founding import Electorate, Quiet
-from appliance.cluster.sight import Kind, Orders, Wanted
+from appliance.cluster.model import Kind, Orders, Wanted
 from tests.fakes.founding_world import World, member, node_id
 
 Disturbance = tuple[str, int, int]

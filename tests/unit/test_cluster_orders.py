@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from appliance.cluster.cluster_entries import VERSION, Founded, cluster_id, value_of
+from appliance.cluster.model import Orders
 from appliance.cluster.orders import read_orders
-from appliance.cluster.sight import Orders
 from appliance.operator import shared
 from skerry.__main__ import main
 from tests.fakes.ledger import entry, network, node, root_entry

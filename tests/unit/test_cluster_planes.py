@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from appliance.cluster import roles
 from appliance.cluster.cluster_entries import BUCKET, Kept, read, read_kept
-from appliance.cluster.sight import Decision, Kind, Member, Memory, View, Wanted
+from appliance.cluster.model import Decision, Kind, Member, Memory, View, Wanted
 from appliance.control.views import nodes_view
 from appliance.ledger.assigned import read_id
 from appliance.ledger.entry import Entry

@@ -18,8 +18,8 @@ from appliance.cluster.cluster_entries import (
 )
 from appliance.cluster.errors import ClusterError
 from appliance.cluster.growth import Engine, Leader, Waiting, grow
+from appliance.cluster.model import Decision, Kind, Orders, Wanted
 from appliance.cluster.orders import FOUNDER, SERVERS, founder_value, read_orders, servers_value
-from appliance.cluster.sight import Decision, Kind, Orders, Wanted
 from tests.fakes.founding_world import NETWORK_ID, Entry, World, member, node_id
 
 FOUR = Wanted(expected_nodes=4)

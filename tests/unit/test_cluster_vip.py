@@ -6,7 +6,7 @@ import ipaddress
 
 from appliance.cluster import vip
 from appliance.cluster.cluster_entries import BUCKET, VERSION, Vip, key_of, value_of
-from appliance.cluster.sight import Kind, Wanted
+from appliance.cluster.model import Kind, Wanted
 from appliance.overlay.addresses import claimed_address, usable
 from tests.fakes.control_world import Node, join, make_grant_token
 from tests.fakes.control_world import World as ControlWorld

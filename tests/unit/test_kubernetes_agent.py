@@ -18,7 +18,7 @@ from appliance.kubernetes.credentials import read_token
 from appliance.kubernetes.errors import KubeApiError
 from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.kubeconfig import kubeconfig_text, unpack
-from appliance.kubernetes.looking import Viewer
+from appliance.kubernetes.observing import Observer
 from appliance.kubernetes.operator_box import open_as_operator
 from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 from appliance.kubernetes.records import Record, Remove
@@ -153,7 +153,7 @@ async def test_of_several_servers_the_address_that_moves_is_given(
     settings = {"servers": servers, "host_range": "10.11.0.0/16"}
     world.supervisor.document["settings"] |= settings
     world.supervisor.document["cluster"] = cluster
-    assert public_address(await Viewer(world.supervisor).look()) == address
+    assert public_address(await Observer(world.supervisor).observe()) == address
 
 
 async def test_an_agent_joins_with_its_own_token(tmp_path: Path) -> None:

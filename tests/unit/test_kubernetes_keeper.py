@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from appliance.cluster.cluster_entries import Entries, Plan, Role
-from appliance.cluster.sight import Decision
-from appliance.cluster.sight import Kind as Decided
+from appliance.cluster.model import Decision
+from appliance.cluster.model import Kind as Decided
 from appliance.kubernetes import keeper
 from appliance.kubernetes.keeper import (
     Attempts,

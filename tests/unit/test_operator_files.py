@@ -18,7 +18,7 @@ from appliance.operator.publisher import (
     read_dump,
     request_of,
 )
-from appliance.operator.sight import SEEN_FILE
+from appliance.operator.snapshot import SEEN_FILE
 from provisioning.operator_files import NETWORK_FILE
 from tests.fakes.ledger import entry, network, node, replica, root_entry
 from tests.fakes.operator import (

@@ -17,14 +17,14 @@ from appliance.ledger.epochs import announcements, commitment
 from appliance.ledger.hlc import MAX_SKEW_MS
 from appliance.ledger.state import Replica
 from appliance.operator import outbox as outbox_module
-from appliance.operator import sight as sight_module
+from appliance.operator import snapshot as snapshot_module
 from appliance.operator.errors import ClockError, OperatorError, PublishError
 from appliance.operator.outbox import OUTBOX_FILE, Outbox, load_outbox
 from appliance.operator.publisher import (
     Fetched,
     Result,
 )
-from appliance.operator.sight import Sight
+from appliance.operator.snapshot import Snapshot
 from appliance.operator.statements import epoch_of, is_announcement
 from provisioning import operator_files
 from provisioning.files import write_all
@@ -123,7 +123,7 @@ def crashing(
             passing(lambda one=one: results.extend(publish([one])))  # type: ignore[misc]
         return tuple(results)
 
-    for module in (outbox_module, operator_files, sight_module):
+    for module in (outbox_module, operator_files, snapshot_module):
         monkeypatch.setattr(module, "write_all", writing)
     monkeypatch.setattr(at, "publish", publishing)
     return lambda: count
@@ -377,8 +377,8 @@ def test_a_node_that_lies_makes_no_members_and_no_statements(home: Path) -> None
             entry(stranger, "member", stranger.text, stranger.certificate, net=1).record,
         ),
     )
-    seen: list[Sight] = []
-    do(home, at, lambda _, sight: seen.append(sight))
+    seen: list[Snapshot] = []
+    do(home, at, lambda _, snapshot: seen.append(snapshot))
     assert [one.node_id for one in seen[0].replica.directory] == [A.node_id]
     assert names(seen[0].replica, LATER) == {}
     assert seen[0].unread == 4

@@ -13,10 +13,10 @@ from appliance.ledger.said import Heard
 from appliance.services import offers, rules
 from appliance.services.annotations import desired_from, pods_of
 from appliance.services.errors import ServiceError
+from appliance.services.observing import read
 from appliance.services.offers import Offer, OfferValue, service_address
 from appliance.services.plan import Kubernetes, Member, Network, Plan, Way, plan, rows
 from appliance.services.probes import Health, Question
-from appliance.services.sights import read
 from appliance.services.wishes import (
     Connection,
     Exposure,

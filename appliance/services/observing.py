@@ -1,4 +1,4 @@
-"""What the daemon sees through the supervisor's local API, as the plan's types."""
+"""What the daemon observes through the supervisor's local API, as the plan's types."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class _Entries(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """One look at the network; ``own_keys``: of the offers that are this node's."""
+class Observed:
+    """What was observed of the network; ``own_keys``: of the offers that are this node's."""
 
     network: Network
     interface: str
@@ -62,15 +62,15 @@ class Sight:
     own_keys: frozenset[str]
 
 
-def look(socket: Path) -> Sight:
+def observe(socket: Path) -> Observed:
     """Return what is so now. Raises ApiError and ServiceError."""
     cluster = call("GET", "/v1/cluster", socket_path=socket)
     entries = call("GET", f"/v1/ledger/{offers.BUCKET}", socket_path=socket)
     return read(cluster, entries)
 
 
-def read(cluster: Mapping[str, Any], entries: Mapping[str, Any]) -> Sight:
-    """Return the sight in two answers of the API. Raises ServiceError."""
+def read(cluster: Mapping[str, Any], entries: Mapping[str, Any]) -> Observed:
+    """Return what two answers of the API say. Raises ServiceError."""
     try:
         seen = msgspec.convert(cluster, _Cluster)
         listed = msgspec.convert(entries, _Entries)
@@ -84,7 +84,7 @@ def read(cluster: Mapping[str, Any], entries: Mapping[str, Any]) -> Sight:
     members = {one.node_id: one for one in map(_member, seen.members) if one is not None}
     told = (heard(one.owner, one.key, one.value, one.encoding) for one in listed.entries)
     found = offers.read(one for one in told if one is not None)
-    return Sight(
+    return Observed(
         Network(network_id, own, members),
         seen.interface,
         seen.vpn,

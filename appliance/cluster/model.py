@@ -1,4 +1,4 @@
-"""What a node sees of its cluster, and what it decides: the words of `roles`."""
+"""The types of deciding about roles: what a node sees of its cluster, and what it decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the agent sees through the supervisor, fetched as one picture."""
+"""What the agent observes through the supervisor, fetched at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from appliance.cluster import orders
-from appliance.cluster.sight import Orders
+from appliance.cluster.model import Orders
 from appliance.kubernetes import facts
 from appliance.kubernetes.asking import Supervisor
 from appliance.kubernetes.credentials import ROLES, stored_as
@@ -22,8 +22,8 @@ NOT_FOUND = 404
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """One picture.
+class Observed:
+    """What was so at one time, as the supervisor told it.
 
     ``secrets`` and ``values`` are this cluster's, by the names in `credentials`; the latter are
     those that this node can read. ``revoked``: the root key has put this node out, and it heard of
@@ -38,14 +38,14 @@ class Sight:
     revoked: bool = False
 
 
-class Viewer:
+class Observer:
     """Fetches it; a secret's value is fetched once per generation."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._values: dict[str, tuple[int, str]] = {}
 
-    async def look(self) -> Sight:
+    async def observe(self) -> Observed:
         """Return what is so now. Raises AwayError and SupervisorError; nothing is guessed."""
         get = self._supervisor.get
         document = facts.read(await get("/v1/cluster"), facts.ClusterFacts, "the cluster")
@@ -59,7 +59,7 @@ class Viewer:
         names = {stored_as(name, document.cluster): name for name in ROLES}
         secrets = {names[one.name]: one for one in listed.secrets if one.name in names}
         cluster = facts.check(document)
-        return Sight(
+        return Observed(
             cluster,
             read_said(entries.entries),
             orders.read_orders(read_said(told.entries), cluster.plan.network_id),
@@ -91,7 +91,7 @@ class Viewer:
                 data = await self._supervisor.get(f"/v1/secret/{quote(one.name)}")
             except SupervisorError as error:
                 if error.status == NOT_FOUND:
-                    continue  # It was changed in between: the next look sees it.
+                    continue  # It was changed in between: the next time sees it.
                 raise
             found = facts.read(data, _Value, f"the secret {name}")
             # No token is anything else; what was sealed before does not count any more.

@@ -1,4 +1,4 @@
-"""What the operator's machine sees of the network: a verified replica of what a node gave.
+"""What the operator's machine knows of the network: a verified snapshot of what a node gave.
 
 The last dump is kept in the network's directory (``seen.json``), so that lists work and statements
 can be made while no node can be reached. It is a cache: damaged or missing, it is fetched again.
@@ -41,7 +41,7 @@ class _File(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Snapshot:
     """A replica as of ``at_ms`` (this machine's Unix milliseconds), as ``where`` gave it.
 
     ``fresh``: just fetched. ``unread``: records that this release cannot read or does not accept.
@@ -56,7 +56,9 @@ class Sight:
     states: Mapping[str, str] = field(default_factory=dict)
 
 
-def look(directory: Path, network: NetworkInfo, publisher: Publisher, now_ms: int) -> Sight:
+def fetch_snapshot(
+    directory: Path, network: NetworkInfo, publisher: Publisher, now_ms: int
+) -> Snapshot:
     """Fetch and verify what a node holds, and keep it for when none can be reached.
 
     Raises PublishError; ClockError if this machine's clock and the network's are far apart.
@@ -73,7 +75,7 @@ def look(directory: Path, network: NetworkInfo, publisher: Publisher, now_ms: in
     replica, refused = _replica(network, entries, now_ms)
     _check_stamps(replica, entries, now_ms)
     _keep(directory, network, fetched, publisher.where, now_ms)
-    return Sight(
+    return Snapshot(
         replica,
         publisher.where,
         now_ms,
@@ -84,7 +86,7 @@ def look(directory: Path, network: NetworkInfo, publisher: Publisher, now_ms: in
     )
 
 
-def last_seen(directory: Path, network: NetworkInfo, now_ms: int) -> Sight | None:
+def last_snapshot(directory: Path, network: NetworkInfo, now_ms: int) -> Snapshot | None:
     """Return what was seen last, or None if nothing usable is kept."""
     try:
         content = msgspec.json.decode(read_small(directory / SEEN_FILE, _FILE_LIMIT), type=_File)
@@ -96,12 +98,12 @@ def last_seen(directory: Path, network: NetworkInfo, now_ms: int) -> Sight | Non
         return None
     replica, refused = _replica(network, entries, now_ms)
     where = "".join(one for one in content.where[:200] if one.isprintable())
-    return Sight(replica, where, content.at_ms, fresh=False, unread=unread + refused)
+    return Snapshot(replica, where, content.at_ms, fresh=False, unread=unread + refused)
 
 
-def nothing_seen(network: NetworkInfo, now_ms: int) -> Sight:
-    """Return the sight of a network of which nothing is known."""
-    return Sight(Replica(Directory(network)), "", now_ms, fresh=False)
+def empty_snapshot(network: NetworkInfo, now_ms: int) -> Snapshot:
+    """Return the snapshot of a network of which nothing is known: it has nothing in it."""
+    return Snapshot(Replica(Directory(network)), "", now_ms, fresh=False)
 
 
 def check_clock(theirs_ms: int | None, now_ms: int, where: str) -> None:
