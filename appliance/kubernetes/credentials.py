@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from appliance.api.answers import SecretFacts
 from appliance.kubernetes.errors import KubernetesError
-from appliance.kubernetes.facts import SecretFacts
 from appliance.kubernetes.kubeconfig import unpack
 from provisioning.names import is_name
 

@@ -1,7 +1,4 @@
-"""What the supervisor tells the cluster agent (``GET /v1/cluster``, ``/v1/secret``), as types.
-
-Reading is strict about what is used and ignores fields that a newer supervisor adds.
-"""
+"""What the supervisor says of the cluster (`appliance.api.answers`), checked to hold together."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
+from appliance.api.answers import ClusterFacts, RangeFacts
 from appliance.cluster.errors import ClusterError
 from appliance.cluster.ranges import NodeRange, RangePlan
 from appliance.kubernetes.errors import SupervisorError
@@ -22,109 +20,11 @@ T = TypeVar("T")
 _HINT = "are the supervisor and the cluster agent of one release? systemctl restart skerry"
 
 
-class RangeFacts(msgspec.Struct, frozen=True):
-    """A node's pod range."""
-
-    ipv4: str
-    ipv6: str
-
-
 class PodNetworkMode(Enum):
     """How pods reach each other: on the overlay itself, or by Flannel's VXLAN over it."""
 
     NATIVE = "native"
     FLANNEL = "flannel"
-
-
-class SettingsFacts(msgspec.Struct, frozen=True):
-    """The network's settings that Kubernetes lives by."""
-
-    host_range: str
-    pod_cidr: str
-    node_bits: int
-    service_cidr: str
-    servers: int
-    expected_nodes: int | None = None
-    cni: str = "native"
-
-
-class ProblemFacts(msgspec.Struct, frozen=True):
-    """A `Problem` in JSON."""
-
-    code: str
-    message: str
-    hint: str = ""
-
-
-class MemberFacts(msgspec.Struct, frozen=True):
-    """A member; ``state`` is ``self``, ``up``, ``alive`` or ``down``."""
-
-    node_id: str
-    name: str
-    state: str
-    addresses: tuple[str, ...] = ()
-    roles: tuple[str, ...] = ()
-    founder: bool = False
-    range: RangeFacts | None = None
-    labels: dict[str, str] = {}
-
-
-class ClusterFacts(msgspec.Struct, frozen=True):
-    """``GET /v1/cluster``; ids are base32, ``network_key`` (the root's public key) hexadecimal.
-
-    ``services`` is the range of this node's cluster, ``cluster`` what that is called.
-    """
-
-    node_id: str
-    name: str
-    network: str
-    network_id: str
-    vpn: bool
-    interface: str
-    mtu: int
-    addresses: tuple[str, ...]
-    roles: tuple[str, ...]
-    founder: bool
-    settings: SettingsFacts
-    range: RangeFacts | None = None
-    pods_ipv6: str = ""
-    problems: tuple[ProblemFacts, ...] = ()
-    members: tuple[MemberFacts, ...] = ()
-    network_key: str = ""
-    cluster: str = ""
-    # Of this node's cluster; None: another cluster has it (the problems say which).
-    services: str | None = ""
-
-
-class SecretFacts(msgspec.Struct, frozen=True):
-    """A row of ``GET /v1/secret``."""
-
-    name: str
-    generation: int
-    roles: tuple[str, ...]
-    exposed: bool
-    readable: bool
-
-
-class SecretList(msgspec.Struct, frozen=True):
-    """``GET /v1/secret``."""
-
-    secrets: tuple[SecretFacts, ...]
-
-
-class LedgerEntry(msgspec.Struct, frozen=True):
-    """An entry of a bucket; ``value`` as ``encoding`` says."""
-
-    key: str
-    value: str
-    encoding: str
-    owner: str
-
-
-class LedgerEntries(msgspec.Struct, frozen=True):
-    """``GET /v1/ledger/BUCKET``."""
-
-    entries: tuple[LedgerEntry, ...]
 
 
 def read(data: bytes, kind: type[T], what: str) -> T:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
 import msgspec
 
+from appliance.api.answers import ClusterFacts, LedgerEntries, SecretFacts, SecretList
 from appliance.cluster import orders
 from appliance.cluster.model import Orders
 from appliance.kubernetes import facts
 from appliance.kubernetes.asking import Supervisor
 from appliance.kubernetes.credentials import ROLES, stored_as
 from appliance.kubernetes.errors import SupervisorError
-from appliance.kubernetes.facts import Cluster, SecretFacts
+from appliance.kubernetes.facts import Cluster
 from appliance.ledger.assigned import read_id
-from appliance.ledger.said import Heard, heard
+from appliance.ledger.said import Heard
 
 NOT_FOUND = 404
 
@@ -48,21 +49,17 @@ class Observer:
     async def observe(self) -> Observed:
         """Return what is so now. Raises AwayError and SupervisorError; nothing is guessed."""
         get = self._supervisor.get
-        document = facts.read(await get("/v1/cluster"), facts.ClusterFacts, "the cluster")
-        entries = facts.read(
-            await get("/v1/ledger/cluster"), facts.LedgerEntries, "the bucket cluster"
-        )
-        told = facts.read(
-            await get("/v1/ledger/assigned?prefix=cluster/"), facts.LedgerEntries, "orders"
-        )
-        listed = facts.read(await get("/v1/secret"), facts.SecretList, "the secrets")
+        document = facts.read(await get("/v1/cluster"), ClusterFacts, "the cluster")
+        entries = facts.read(await get("/v1/ledger/cluster"), LedgerEntries, "the bucket cluster")
+        told = facts.read(await get("/v1/ledger/assigned?prefix=cluster/"), LedgerEntries, "orders")
+        listed = facts.read(await get("/v1/secret"), SecretList, "the secrets")
         names = {stored_as(name, document.cluster): name for name in ROLES}
         secrets = {names[one.name]: one for one in listed.secrets if one.name in names}
         cluster = facts.check(document)
         return Observed(
             cluster,
-            read_said(entries.entries),
-            orders.read_orders(read_said(told.entries), cluster.plan.network_id),
+            entries.heard(),
+            orders.read_orders(told.heard(), cluster.plan.network_id),
             secrets,
             await self._read(secrets),
             bool(await self.revoked(frozenset({document.node_id}))),
@@ -107,9 +104,3 @@ class _Value(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "a secret's value"
-
-
-def read_said(entries: Sequence[facts.LedgerEntry]) -> tuple[Heard, ...]:
-    """Return the entries with their values as bytes; what can't be decoded is left out."""
-    found = (heard(one.owner, one.key, one.value, one.encoding) for one in entries)
-    return tuple(one for one in found if one is not None)

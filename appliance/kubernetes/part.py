@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from appliance.api.answers import MemberFacts
 from appliance.cluster import cluster_entries
 from appliance.cluster.cluster_entries import Entries, Kept, RunsAs
 from appliance.cluster.growth import Engine, latest
 from appliance.cluster.model import CLUSTER_LABEL, Decision, Member, Memory, Orders, View, Wanted
 from appliance.cluster.model import Kind as Decided
-from appliance.kubernetes.facts import MemberFacts
 from appliance.kubernetes.observing import Observed
 from appliance.ledger.assigned import read_id
 from appliance.problem import Problem

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from appliance.api.answers import ClusterFacts, LedgerEntries, MemberFacts
 from appliance.api.client import call
 from appliance.ledger.assigned import read_id
-from appliance.ledger.said import heard
 from appliance.services import offers
 from appliance.services.errors import ServiceError
 from appliance.services.offers import Offer
@@ -21,34 +21,6 @@ from provisioning.clusters import cluster_of
 
 _UP = frozenset({"self", "up", "alive"})
 _RELEASE = "are the supervisor and this of one release? systemctl restart skerry skerry-services"
-
-
-class _Member(msgspec.Struct, frozen=True):
-    node_id: str
-    name: str
-    state: str
-    addresses: tuple[str, ...]
-    roles: tuple[str, ...]
-    labels: dict[str, str] = {}
-
-
-class _Cluster(msgspec.Struct, frozen=True):
-    node_id: str
-    network_id: str
-    vpn: bool
-    interface: str
-    members: tuple[_Member, ...]
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    owner: str
-    key: str
-    value: str
-    encoding: str
-
-
-class _Entries(msgspec.Struct, frozen=True):
-    entries: tuple[_Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +44,8 @@ def observe(socket: Path) -> Observed:
 def read(cluster: Mapping[str, Any], entries: Mapping[str, Any]) -> Observed:
     """Return what two answers of the API say. Raises ServiceError."""
     try:
-        seen = msgspec.convert(cluster, _Cluster)
-        listed = msgspec.convert(entries, _Entries)
+        seen = msgspec.convert(cluster, ClusterFacts)
+        listed = msgspec.convert(entries, LedgerEntries)
     except msgspec.ValidationError as error:
         raise ServiceError(
             f"the supervisor's answer is not understood: {error}", hint=_RELEASE
@@ -82,8 +54,7 @@ def read(cluster: Mapping[str, Any], entries: Mapping[str, Any]) -> Observed:
     if own is None or network_id is None:
         raise ServiceError("the supervisor's answer has no ids", hint=_RELEASE)
     members = {one.node_id: one for one in map(_member, seen.members) if one is not None}
-    told = (heard(one.owner, one.key, one.value, one.encoding) for one in listed.entries)
-    found = offers.read(one for one in told if one is not None)
+    found = offers.read(listed.heard())
     return Observed(
         Network(network_id, own, members),
         seen.interface,
@@ -93,7 +64,7 @@ def read(cluster: Mapping[str, Any], entries: Mapping[str, Any]) -> Observed:
     )
 
 
-def _member(one: _Member) -> Member | None:
+def _member(one: MemberFacts) -> Member | None:
     node_id = read_id(one.node_id)
     if node_id is None:
         return None

@@ -8,6 +8,7 @@ import itertools
 import msgspec
 import pytest
 
+from appliance.api.answers import ClusterFacts
 from appliance.api.cluster import ClusterView, cluster_routes
 from appliance.api.openapi import description
 from appliance.cluster.ranges import NodeRange, RangePlan, pack, plan_for
@@ -359,7 +360,7 @@ def _fits(value: object, schema: dict[str, object]) -> None:
 
 def understood(view: ClusterView) -> facts.Cluster:
     """Return what the cluster agent makes of it."""
-    return facts.check(facts.read(msgspec.json.encode(view), facts.ClusterFacts, "the cluster"))
+    return facts.check(facts.read(msgspec.json.encode(view), ClusterFacts, "the cluster"))
 
 
 def test_the_cluster_agent_understands_it() -> None:

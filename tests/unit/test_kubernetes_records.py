@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.api.answers import ClusterFacts
 from appliance.cluster.recorded import Verdict
 from appliance.kubernetes import records
 from appliance.kubernetes.errors import KubeApiError
-from appliance.kubernetes.facts import Cluster, ClusterFacts, check, read
+from appliance.kubernetes.facts import Cluster, check, read
 from appliance.kubernetes.records import Record, Remove, read_lease, read_node, read_nodes
 from tests.fakes.cluster_world import IDS, NAMES, FakeSupervisor, node_object, pod_range
 

@@ -29,6 +29,7 @@ from appliance.services.wishes import (
 )
 from provisioning import codec
 from provisioning.keys import id_text
+from tests.fakes.cluster_world import FakeSupervisor
 
 A, B, C, D = (bytes([number]) * 16 for number in (1, 2, 3, 4))
 NETWORK_ID = bytes(range(16))
@@ -258,14 +259,7 @@ def test_nobody_offers_for_another() -> None:
 def test_whatever_stands_there_is_read_without_a_word(value: bytes, key: str) -> None:
     offers.read([Heard(A, f"{id_text(A)}/{key}", value)])
     document = {"entries": [{"owner": id_text(A), "key": key, "value": "*", "encoding": "base64"}]}
-    cluster = {
-        "node_id": id_text(A),
-        "network_id": id_text(NETWORK_ID),
-        "vpn": True,
-        "interface": "skerry0",
-        "members": [],
-    }
-    assert read(cluster, document).offers == ()
+    assert read(FakeSupervisor().document, document).offers == ()
 
 
 def test_an_answer_that_is_not_the_supervisors_is_said() -> None:
