@@ -19,22 +19,32 @@ from appliance.cluster.model import Decision, Memory
 from appliance.cluster.model import Kind as Decided
 from appliance.cluster.recorded import Verdict
 from appliance.cni.provider import NoPods, Pods
-from appliance.kubernetes import files, flannel, manifests, report
+from appliance.kubernetes import files, flannel, manifests
 from appliance.kubernetes.api_address import ApiAddress
 from appliance.kubernetes.asking import AwayError, Supervisor
-from appliance.kubernetes.config import engine_config
+from appliance.kubernetes.config import engine_config, joined_in
 from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.keeper import UNITS, Wanted
 from appliance.kubernetes.medium import Meter
 from appliance.kubernetes.observing import Observed, Observer
-from appliance.kubernetes.part import Kind, Part, one_after, part_of, turn_of, view_of, was_removed
-from appliance.kubernetes.places import API_PORT, Places
+from appliance.kubernetes.part import (
+    Kind,
+    Part,
+    expects_cluster,
+    one_after,
+    part_of,
+    turn_of,
+    view_of,
+    was_removed,
+)
+from appliance.kubernetes.places import Places
 from appliance.kubernetes.pods import CniHost
-from appliance.kubernetes.report import State
+from appliance.kubernetes.report import Reporter, State
+from appliance.kubernetes.reporting import Turn, report_of, state_of
 from appliance.kubernetes.sealing import Sealer
-from appliance.kubernetes.serving import KubeFacts, KubeSide, server_url
+from appliance.kubernetes.serving import KubeFacts, KubeSide
 from appliance.ledger.assigned import read_id
 from appliance.problem import Problem
 from provisioning import codec
@@ -109,7 +119,7 @@ class Agent:
         self._meter = Meter(places.data_dir)
         self._memory = Memory()
         self._last = _Last()
-        self._told = ""
+        self._reporter = Reporter(places.status)
         self._spoke = False
 
     async def turn(self) -> float:
@@ -145,7 +155,7 @@ class Agent:
         calm = self._tell(kept, (*problems, *kept.problems)) in {State.READY, State.OFF}
         if self._spoke:
             return SOON_SECONDS
-        return CALM_SECONDS if calm and not _shares(last.part) else TURN_SECONDS
+        return CALM_SECONDS if calm and not last.part.shared else TURN_SECONDS
 
     async def ask_kubernetes(self) -> float:
         """Do the Kubernetes API's part, as slow as that is; return when it is due again."""
@@ -162,7 +172,7 @@ class Agent:
             if self._exposing is not None:
                 await self._exposing.work()
         settled = facts.node is not None and facts.node.ready
-        return KUBE_SECONDS if settled and not _shares(last.part) else TURN_SECONDS
+        return KUBE_SECONDS if settled and not last.part.shared else TURN_SECONDS
 
     # Deciding
 
@@ -301,77 +311,18 @@ class Agent:
     # Telling
 
     def _tell(self, kept: Kept, problems: tuple[Problem, ...]) -> State:
-        last, facts = self._last, self._kube.facts
-        part = last.part
+        last = self._last
         wear = self._meter.look(self._clock())
-        problems = (*problems, *wear.problems)
-        running = kept.running(part.kind)
-        ready = facts.node is not None and facts.node.ready
-        unit = UNITS.get(part.kind, "")
-        state = "" if not unit else kept.machine.unit(unit).state.value
-        now = report.state_of(role=part.kind.value, running=running, ready=ready, problems=problems)
-        made = report.Report(
-            now.value,
-            part.kind.value,
-            self._why(part, ready=ready),
-            report.EngineReport(unit, state, self._engine.attempts),
-            ready,
-            self._api(part),
-            problems,
-            str(last.pods.network.ranges[0]) if isinstance(last.pods, Pods) else "",
-            facts.nodes or None,
+        turn = Turn(
+            last.part,
+            last.wanted,
+            last.observed,
+            last.pods,
+            kept,
+            self._kube.facts,
+            self._engine.attempts,
+            (*problems, *wear.problems),
             wear.writes,
         )
-        text = report.text(made)
-        if text == self._told:
-            return now
-        try:
-            files.write(self._places.status, text.encode(), mode=0o644, folder_mode=0o755)
-        except KubernetesError as error:
-            log.warning("%s", error)
-        else:
-            self._told = text
-        return now
-
-    def _why(self, part: Part, *, ready: bool) -> str:
-        last = self._last
-        if part.kind not in UNITS or last.observed is None or ready:
-            return part.why
-        if last.wanted.config is not None or last.wanted.problems:
-            return part.why
-        cluster = last.observed.cluster
-        if cluster.range is None:
-            return f"{part.why}; it has no pod range yet"
-        if not cluster.node_addresses:
-            return f"{part.why}; it has no address yet"
-        return f"{part.why}; no server has sealed a join token for it yet"
-
-    def _api(self, part: Part) -> str:
-        if part.join is not None:
-            return server_url(part.join, API_PORT)
-        observed = self._last.observed
-        if part.kind is Kind.SERVER and observed is not None and observed.cluster.node_addresses:
-            return server_url(observed.cluster.node_addresses[0], API_PORT)
-        return ""
-
-
-def _shares(part: Part) -> bool:
-    """Say whether other servers may take over from this one: who leads is to be seen soon."""
-    return part.kind is Kind.SERVER and (part.embedded or not part.founds)
-
-
-def expects_cluster(observed: Observed) -> bool:
-    """Say whether there is a cluster, or is going to be one: somebody may found it."""
-    document = observed.cluster.document
-    founder = document.founder or any(one.founder for one in document.members)
-    return bool(observed.said) or founder or document.settings.expected_nodes is not None
-
-
-def joined_in(config: str) -> str | None:
-    """Return the address of the server in an engine's configuration."""
-    start = 'server: "https://'
-    for line in config.splitlines():
-        if line.startswith(start):
-            host = line.removeprefix(start).rpartition(":")[0]
-            return host.removeprefix("[").removesuffix("]") or None
-    return None
+        self._reporter.tell(report_of(turn))
+        return state_of(turn)

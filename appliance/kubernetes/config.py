@@ -66,6 +66,16 @@ def engine_config(
     return _HEADER + "".join(_line(name, value) for name, value in sorted(settings.items()))
 
 
+def joined_in(text: str) -> str | None:
+    """Return the address of the server that a file of `engine_config` joins through."""
+    start = 'server: "https://'
+    for line in text.splitlines():
+        if line.startswith(start):
+            host = line.removeprefix(start).rpartition(":")[0]
+            return host.removeprefix("[").removesuffix("]") or None
+    return None
+
+
 def bracketed(address: str) -> str:
     """Return an address as it stands in a URL."""
     return f"[{address}]" if ":" in address else address

@@ -46,6 +46,18 @@ class Part:
     reset: bool = False
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def shared(self) -> bool:
+        """Say whether other servers may take over from this one: who leads is to be seen soon."""
+        return self.kind is Kind.SERVER and (self.embedded or not self.founds)
+
+
+def expects_cluster(observed: Observed) -> bool:
+    """Say whether there is a cluster, or is going to be one: somebody may found it."""
+    document = observed.cluster.document
+    founder = document.founder or any(one.founder for one in document.members)
+    return bool(observed.said) or founder or document.settings.expected_nodes is not None
+
 
 def view_of(
     observed: Observed,

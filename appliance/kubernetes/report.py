@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from appliance.kubernetes import files
+from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.wear import Writes
 from appliance.problem import Problem
+
+log = logging.getLogger(__name__)
 
 STATUS_MAX = 256 * 1024
 
@@ -55,17 +60,6 @@ def text(report: Report) -> str:
     return json.dumps(asdict(report), indent=2) + "\n"
 
 
-def state_of(*, role: str, running: bool, ready: bool, problems: tuple[Problem, ...]) -> State:
-    """Return the state that follows."""
-    if role == "none":
-        return State.DEGRADED if problems else State.OFF
-    if problems:
-        return State.DEGRADED
-    if role == "wait":
-        return State.WAITING
-    return State.READY if running and ready else State.STARTING
-
-
 def read(path: Path) -> dict[str, Any] | None:
     """Return the document as it is on the disk, None if there is none that can be read."""
     try:
@@ -74,3 +68,23 @@ def read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+class Reporter:
+    """Writes reports to a file that everybody may read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._told = ""
+
+    def tell(self, made: Report) -> None:
+        """Write a report if it differs from the last one; trouble is logged."""
+        content = text(made)
+        if content == self._told:
+            return
+        try:
+            files.write(self._path, content.encode(), mode=0o644, folder_mode=0o755)
+        except KubernetesError as error:
+            log.warning("%s", error)
+        else:
+            self._told = content

@@ -13,7 +13,7 @@ from appliance.cluster import cluster_entries
 from appliance.cluster.cluster_entries import cluster_id
 from appliance.cluster.conflist import read_conflist
 from appliance.cni.provider import NoPods, Pods
-from appliance.kubernetes.agent import joined_in
+from appliance.kubernetes.config import joined_in
 from appliance.kubernetes.credentials import read_token
 from appliance.kubernetes.errors import KubeApiError
 from appliance.kubernetes.keeper import Unit, UnitFacts
