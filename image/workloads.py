@@ -111,7 +111,11 @@ def archive(name: str, sources: Sources) -> Path:
     if recipe is None:
         known = ", ".join(sorted(SHIPPED | OTHERS))
         raise BuildError(f"there is no container image {name!r}", hint=f"there are {known}")
-    image = recipe(sources)
+    return kept(name, recipe(sources))
+
+
+def kept(name: str, image: Image) -> Path:
+    """Return the path of the archive of an image, from the cache or made now."""
     folder = cache_directory() / "oci"
     path = folder / f"{name}-{image.architecture}-{_key(image)}" / f"{name}.tar"
     if path.exists():

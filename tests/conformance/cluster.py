@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ from image.artifacts import REPOSITORY
 from image.board import Architecture
 from image.golang import Program, build
 from image.tools import ToolsRoot
+from tests.conformance import images
 from tests.conformance.cni_server import POD_CIDR
 from tests.contract.engine_world import DATA, Machine, World, wait_until
 
@@ -73,10 +75,12 @@ class Cluster:
     def _build(self) -> None:
         self.machines = [self._world.machine(name) for name in ("one", "two")]
         for number, machine in enumerate(self.machines, 1):
-            machine.containerd()
+            # A copy of an image for each container, in memory, would be too much of these.
+            machine.containerd(snapshotter="overlayfs")
             self._network(machine, f"10.244.{number}.0/24")
-            for name in ("agnhost", "coredns", "busybox"):
-                self._image(machine, name)
+            for name in ("coredns", "busybox"):
+                self._image(machine, name, workloads.archive(name, self._sources))
+            self._image(machine, images.AGNHOST, images.archive(self._sources))
             for other, there in enumerate(self.machines, 1):
                 if there is not machine:
                     words = ("ip", "-n", machine.namespace, "route", "add")
@@ -161,12 +165,11 @@ class Cluster:
             )
         wait_until((folder / "cni.sock").exists, 30, "the CNI server listens")
 
-    def _image(self, machine: Machine, name: str) -> None:
-        archive = machine.shared / f"{name}.tar"
-        shutil.copyfile(workloads.archive(name, self._sources), archive)
-        words = ("ctr", "-n", "k8s.io", "images")
-        machine.run(*words, "import", "--local", f"/data/shared/{name}.tar", seconds=120)
-        archive.unlink()
+    def _image(self, machine: Machine, name: str, archive: Path) -> None:
+        words = ("ctr", "-n", "k8s.io", "images", "import", "--local")
+        copy = shutil.copyfile(archive, machine.shared / f"{name}.tar")
+        machine.run(*words, "--snapshotter", "overlayfs", f"/data/shared/{name}.tar", seconds=120)
+        copy.unlink()
 
     # Kubernetes' own tests
 
@@ -182,15 +185,17 @@ class Cluster:
             *("/data/shared/e2e.test", "--list-images"),
         )
         for machine in self.machines:
-            for wanted in re.findall(
-                rf"^{_TEST_IMAGES}/(agnhost|pause|busybox):(\S+)", listed, re.M
-            ):
-                words = ("ctr", "-n", "k8s.io", "images", "tag", f"skerry.local/{wanted[0]}:1")
-                machine.run(*words, f"{_TEST_IMAGES}/{wanted[0]}:{wanted[1]}")
+            for wanted in re.findall(rf"^{_TEST_IMAGES}/\S+:\S+$", listed, re.M):
+                name = wanted.rpartition("/")[2].partition(":")[0]
+                ours = images.AGNHOST if name in images.ALSO else name
+                if ours in (images.AGNHOST, "pause", "busybox"):
+                    words = ("ctr", "-n", "k8s.io", "images", "tag")
+                    machine.run(*words, f"skerry.local/{ours}:1", wanted)
 
     def run_tests(self, focus: str, skip: str, seconds: float) -> tuple[int, str]:
         """Run them; return the status and where the report is."""
         words = ["/data/shared/e2e.test", "--kubeconfig=/data/shared/kubeconfig"]
+        words += ["--kubectl-path=/usr/local/bin/kubectl", "--ginkgo.v"]
         words += ["--provider=skeleton", f"--ginkgo.focus={focus}", f"--ginkgo.skip={skip}"]
         words += ["--ginkgo.no-color", "--ginkgo.timeout=3h", "--report-dir=/data/shared/report"]
         words += ["--delete-namespace=true", "--system-pods-startup-timeout=5m"]

@@ -43,7 +43,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
   disable_apparmor = true
   enable_unprivileged_ports = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "native"
+    snapshotter = "@SNAPSHOTTER@"
 """
 # Every pod of these tests uses its machine's network: the runtime only has to find a configuration.
 _NETWORK = '{"cniVersion":"1.0.0","name":"none","plugins":[{"type":"loopback"}]}'
@@ -157,12 +157,12 @@ class Machine:
         self.processes.append(process)
         return process
 
-    def containerd(self, *, networks: Path | None = None) -> None:
+    def containerd(self, *, networks: Path | None = None, snapshotter: str = "native") -> None:
         """Start the container runtime and give it the pause image.
 
         ``networks`` is the folder where somebody else writes the CNI configuration.
         """
-        text = _CONTAINERD
+        text = _CONTAINERD.replace("@SNAPSHOTTER@", snapshotter)
         if networks is None:
             self.run("mkdir", "-p", "/etc/cni/net.d")
             self.run("sh", "-c", f"echo '{_NETWORK}' >/etc/cni/net.d/10-none.conflist")
