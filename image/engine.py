@@ -138,6 +138,8 @@ def _fetch(address: str, target: Path) -> None:
             shutil.copyfileobj(answer, file, _CHUNK)
     except (OSError, urllib.error.URLError) as error:
         target.unlink(missing_ok=True)
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # It is an answer, too.
         raise BuildError(
             f"{address} cannot be fetched: {error}",
             hint="fetch the release by other means and set K3S_BIN",
