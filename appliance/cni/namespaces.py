@@ -80,7 +80,7 @@ def inside(opened: int, work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            _enter(opened)
+            enter(opened)
             done.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
             failed.append(error)
@@ -93,7 +93,8 @@ def inside(opened: int, work: Callable[[], T]) -> T:
     return done[0]
 
 
-def _enter(opened: int) -> None:
+def enter(opened: int) -> None:
+    """Put this thread into an opened network namespace. Raises SkerryError."""
     code = 0
     if hasattr(os, "setns"):  # from Python 3.12 on
         try:

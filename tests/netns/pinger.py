@@ -6,7 +6,6 @@ all of them: no process per ping or per namespace, and one clock for all.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import socket
@@ -20,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_CLONE_NEWNET = 0x40000000
+from appliance.cni import namespaces
+
 _SOL_RAW, _ICMP_FILTER = 255, 1
 _ECHO, _REPLY = 8, 0
 _PACKET = struct.Struct(">BBHHHIId")  # ICMP header, our mark, which pair, when
 _MARK = 0x534B4C42
 _BUFFER = 1 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
@@ -35,18 +34,12 @@ def inside(namespace: str) -> Iterator[None]:
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     there = os.open(Path("/run/netns") / namespace, os.O_RDONLY)
     try:
-        _enter(there)
+        namespaces.enter(there)
         yield
     finally:
-        _enter(home)
+        namespaces.enter(home)
         os.close(home)
         os.close(there)
-
-
-def _enter(handle: int) -> None:
-    if _libc.setns(handle, _CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 @dataclass(slots=True)

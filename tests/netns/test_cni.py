@@ -11,31 +11,12 @@ from contextlib import contextmanager
 import pytest
 
 from appliance.cluster.conflist import PodNetwork, conflist_text
-from tests.netns.cni import RANGES, CniLab, CniNode, Pod, ask, mirror
+from tests.netns.cni import RANGES, CniNode, Pod, ask, mirror
 from tests.netns.lab import run, wait_until
 
 pytestmark = pytest.mark.netns
 
 OUTSIDE = {4: ("192.168.70.1", "192.168.70.2"), 6: ("fd99::1", "fd99::2")}
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[CniLab]:
-    with CniLab() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def shared(lab: CniLab) -> CniNode:
-    return lab.node()
-
-
-@pytest.fixture
-def node(shared: CniNode) -> Iterator[CniNode]:
-    """The node; whatever a test did is gone afterwards."""
-    before = shared.traces()
-    yield shared
-    assert shared.traces() == before
 
 
 @contextmanager

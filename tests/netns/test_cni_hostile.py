@@ -8,7 +8,6 @@ import secrets
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,24 +22,6 @@ pytestmark = pytest.mark.netns
 
 NOBODY = 65534
 GATES = {4: ("pending_v4", "10.244.7.1"), 6: ("pending_v6", "fd42::af4:700:0:0:1")}
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[CniLab]:
-    with CniLab() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def shared(lab: CniLab) -> CniNode:
-    return lab.node()
-
-
-@pytest.fixture
-def node(shared: CniNode) -> Iterator[CniNode]:
-    before = shared.traces()
-    yield shared
-    assert shared.traces() == before
 
 
 def socket_of(node: CniNode) -> Path:
@@ -160,14 +141,14 @@ def test_one_container_is_worked_on_by_one_call_at_a_time(node: CniNode) -> None
     assert node.call("DEL", pod).status == 0
 
 
-def test_a_full_disk_refuses_an_add_and_lets_a_del_through(lab: CniLab) -> None:
-    node = lab.node(start=False)
+def test_a_full_disk_refuses_an_add_and_lets_a_del_through(cni_lab: CniLab) -> None:
+    node = cni_lab.node(start=False)
     pods = json.loads((node.run_dir / "pods.json").read_text())
     run("mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", str(node.run_dir))
     try:
         node.offer(**pods)
         node.start()
-        kept, other = lab.pod(), lab.pod()
+        kept, other = cni_lab.pod(), cni_lab.pod()
         assert node.call("ADD", kept).status == 0
         before = node.traces()
         filler = node.run_dir / "filler"
@@ -191,9 +172,9 @@ def test_a_full_disk_refuses_an_add_and_lets_a_del_through(lab: CniLab) -> None:
         node.close()
 
 
-def test_a_new_pod_waits_at_the_gate_until_its_policies_are_there(lab: CniLab) -> None:
-    node = lab.node(gate=True)
-    one, two = lab.pod(), lab.pod()
+def test_a_new_pod_waits_at_the_gate_until_its_policies_are_there(cni_lab: CniLab) -> None:
+    node = cni_lab.node(gate=True)
+    one, two = cni_lab.pod(), cni_lab.pod()
     addresses = [node.call("ADD", pod).addresses for pod in (one, two)]
     for family, (name, gateway) in GATES.items():
         # To the node itself, kubelet say, there is a way; to nobody else.
@@ -209,7 +190,7 @@ def test_a_new_pod_waits_at_the_gate_until_its_policies_are_there(lab: CniLab) -
     node.end()
     node.start()
     assert one.reaches(addresses[1][0])
-    third = lab.pod()
+    third = cni_lab.pod()
     (address, _) = node.call("ADD", third).addresses
     assert one.is_cut_off(address)
     for pod in (one, two, third):
@@ -218,11 +199,13 @@ def test_a_new_pod_waits_at_the_gate_until_its_policies_are_there(lab: CniLab) -
 
 
 @pytest.mark.parametrize("filtered", ["0", "1"])
-def test_pods_of_a_node_reach_each_other_only_past_its_filter(lab: CniLab, filtered: str) -> None:
-    node = lab.node()
+def test_pods_of_a_node_reach_each_other_only_past_its_filter(
+    cni_lab: CniLab, filtered: str
+) -> None:
+    node = cni_lab.node()
     setting = "/proc/sys/net/bridge/bridge-nf-call-iptables"
     run(*node.command("sh", "-c", f"echo {filtered} > {setting}"))
-    one, two = lab.pod(), lab.pod()
+    one, two = cni_lab.pod(), cni_lab.pod()
     (_, (other, _)) = (node.call("ADD", pod).addresses for pod in (one, two))
     ports = json.loads(node.ip("-d", "-j", "link", "show", "type", "veth"))
     isolated = {port["linkinfo"]["info_slave_data"]["isolated"] for port in ports}
@@ -251,9 +234,9 @@ def test_pods_of_a_node_reach_each_other_only_past_its_filter(lab: CniLab, filte
     node.close()
 
 
-def test_a_pod_cannot_pass_for_another(lab: CniLab) -> None:
-    node = lab.node()
-    thief, victim, third = lab.pod(), lab.pod(), lab.pod()
+def test_a_pod_cannot_pass_for_another(cni_lab: CniLab) -> None:
+    node = cni_lab.node()
+    thief, victim, third = cni_lab.pod(), cni_lab.pod(), cni_lab.pod()
     ((_, _), (address, address6), _) = (
         node.call("ADD", pod).addresses for pod in (thief, victim, third)
     )
@@ -295,8 +278,8 @@ def setting(node: CniNode, path: str) -> str:
     return run(*node.command("cat", f"/proc/sys/net/{path}")).strip()
 
 
-def test_a_node_that_forwards_keeps_the_addresses_that_routers_gave_it(lab: CniLab) -> None:
-    node = lab.node(start=False)
+def test_a_node_that_forwards_keeps_the_addresses_that_routers_gave_it(cni_lab: CniLab) -> None:
+    node = cni_lab.node(start=False)
     node.ip("link", "add", "up0", "type", "veth", "peer", "name", "up1")
     run(*node.command("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/up1/accept_ra"))
     node.start()
@@ -309,15 +292,15 @@ def test_a_node_that_forwards_keeps_the_addresses_that_routers_gave_it(lab: CniL
     node.close()
 
 
-def test_what_somebody_took_away_comes_back(lab: CniLab) -> None:
-    node = lab.node()
-    one, two = lab.pod(), lab.pod()
+def test_what_somebody_took_away_comes_back(cni_lab: CniLab) -> None:
+    node = cni_lab.node()
+    one, two = cni_lab.pod(), cni_lab.pod()
     ((other, other6), _) = (node.call("ADD", pod).addresses for pod in (two, one))
     node.ip("link", "del", "skerry-pods")
     node.nft("flush", "ruleset")
     assert one.is_cut_off(other)
     # The next container brings back what all share; the next look the rest.
-    third = lab.pod()
+    third = cni_lab.pod()
     assert node.call("ADD", third).status == 0
     assert "masquerade" in node.nft("list", "table", "inet", "skerry-pods")
     node.end()
@@ -328,15 +311,15 @@ def test_what_somebody_took_away_comes_back(lab: CniLab) -> None:
     node.close()
 
 
-def test_somebody_elses_interface_under_the_bridges_name_is_left_alone(lab: CniLab) -> None:
-    node = lab.node(start=False)
+def test_somebody_elses_interface_under_the_bridges_name_is_left_alone(cni_lab: CniLab) -> None:
+    node = cni_lab.node(start=False)
     node.ip("link", "add", "skerry-pods", "type", "veth", "peer", "name", "other")
     node.start()
-    said = node.call("ADD", lab.pod())
+    said = node.call("ADD", cni_lab.pod())
     assert said.code == 102
     assert "of kind veth" in said.answer["msg"]
     node.ip("link", "del", "skerry-pods")
-    pod = lab.pod()
+    pod = cni_lab.pod()
     assert node.call("ADD", pod).status == 0
     assert pod.reaches("10.244.7.1")
     node.close()
