@@ -17,7 +17,7 @@ import msgspec
 
 from appliance.api.client import ApiError, call
 from appliance.problem import Problem
-from appliance.services import kernel, probes, rules, wishes
+from appliance.services import kernel, probes, wishes
 from appliance.services.errors import ServiceError
 from appliance.services.observing import Observed, observe
 from appliance.services.offers import BUCKET, LEASE_SECONDS, Offer
@@ -61,8 +61,9 @@ class Daemon:
     health: probes.Health = field(default_factory=probes.Health)
     written: dict[str, tuple[bytes, float]] = field(default_factory=dict)
     ways: tuple[Way, ...] = ()
-    applied: str = ""
+    applied: tuple[tuple[Way, ...], str, str, bool] | None = None
     applied_at: float = float("-inf")
+    untidy: bool = False
     wishes: Wishes = field(default_factory=Wishes)
 
     def turn(self) -> None:
@@ -102,20 +103,18 @@ class Daemon:
         return made.problems
 
     def _apply(self, made: Plan, interface: str, own: str) -> None:
-        inward = any(way.inward for way in made.ways)
+        inward = any(way.inward and way.targets for way in made.ways)
         marker = self.places.run_dir / _FORWARDING
         guarded = kernel.forward(marker) if inward else marker.exists()
         wanted = made.ways, interface, own, guarded
         now = self.clock()
+        if self.untidy:
+            kernel.tidy(self.ways)
+            self.untidy = False
         if wanted == self.applied and now < self.applied_at + AGAIN_SECONDS:
-            if self.untidy:
-                kernel.tidy(made.ways)
-                self.untidy = False
             return
         if made.ways:
             kernel.route()
-        elif not guarded and not self.ever:
-            return
         kernel.apply(made.ways, interface, own, guarded=guarded)
         if wanted != self.applied:
             log.info("%d ways to services", len(made.ways))

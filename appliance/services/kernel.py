@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from appliance import programs
+from appliance.services import rules
 from appliance.services.errors import ServiceError
 from appliance.services.offers import SERVICE_RANGE
+from appliance.services.plan import Way
 
 log = logging.getLogger(__name__)
 
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
-def apply(script: str) -> None:
-    """Give nft its input. Raises ProgramError; then the rules are as they were."""
-    programs.run("nft", ["-f", "-"], script, doing="laying the rules of services")
+def apply(ways: Sequence[Way], interface: str, own: str, *, guarded: bool) -> None:
+    """Make the kernel do exactly this. Raises ProgramError; then the rules are as they were."""
+    present = _present()
+    if ways or guarded or present:
+        _nft(rules.lay(ways, present))
+        _nft(rules.switch(ways, interface, own, guarded=guarded))
+
+
+def tidy(ways: Sequence[Way]) -> None:
+    """Take away chains that these ways do not need, a while after :func:`apply`: see `rules`."""
+    if text := rules.clear(ways, _present()):
+        _nft(text)
+
+
+def _present() -> frozenset[str]:
+    words = ["-j", "list", "chains", "inet"]
+    return rules.chains_in(programs.run("nft", words, doing="looking at the rules of services"))
+
+
+def _nft(text: str) -> None:
+    programs.run("nft", ["-f", "-"], text, doing="laying the rules of services")
 
 
 def route() -> None:

@@ -41,7 +41,8 @@ class Network:
 class Way:
     """One translation: what comes for ``address:port`` goes to one of the targets.
 
-    ``inward``: from the overlay to this node's own address; else from here to a service's.
+    ``inward``: from the overlay to this node's own address, and then it may have no targets: what
+    is exposed and not well is refused. Else from here to a service's.
     """
 
     inward: bool
@@ -127,7 +128,7 @@ def plan(
         targets = [at for at in targets_of(one, network, kubernetes) if at in well]
         made.append(Offer(one.name, one.protocol, network.own, one.port, bool(targets)))
         here[one.name, one.protocol] = tuple(sorted((at.host, at.port) for at in targets))
-        if one.to is not None and targets:
+        if one.to is not None:
             at = here[one.name, one.protocol]
             ways.append(
                 Way(inward=True, address=own.ipv4, protocol=one.protocol, port=one.port, targets=at)

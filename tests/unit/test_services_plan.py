@@ -120,6 +120,7 @@ def test_own_exposures_are_offered_as_well_as_they_are() -> None:
     assert made.ways == (
         way(address, "tcp", 15432, (("192.168.1.9", 5433),)),
         way("10.10.0.1", "tcp", 5432, (("192.168.1.9", 5433),), inward=True),
+        way("10.10.0.1", "udp", 53, (), inward=True),
     )
 
 
@@ -162,18 +163,70 @@ def test_the_list_says_what_is_wrong_with_each() -> None:
 # The kernel's rules
 
 
+WAYS = (
+    way("198.19.1.1", "udp", 53, (("10.10.0.2", 53), ("10.10.0.3", 5353))),
+    way("10.10.0.1", "tcp", 5432, (("192.168.1.9", 5433),), inward=True),
+    way("10.10.0.1", "tcp", 80, (), inward=True),
+)
+BASE = frozenset({"prerouting", "output", "postrouting", "input", "here", "through"})
+
+
+def chains(text: str) -> set[str]:
+    words = (line.split() for line in text.splitlines())
+    return {line[4] for line in words if line[:2] == ["add", "chain"]}
+
+
 def test_rules_translate_and_nothing_else() -> None:
-    ways = (
-        way("198.19.1.1", "udp", 53, (("10.10.0.2", 53), ("10.10.0.3", 5353))),
-        way("10.10.0.1", "tcp", 5432, (("192.168.1.9", 5433),), inward=True),
+    laid, text = rules.lay(WAYS, ()), rules.switch(WAYS, "skerry0", "10.10.0.1")
+    assert "meta l4proto udp dnat ip to 10.10.0.3:5353" in laid
+    assert laid.count("dnat ip to") == 3
+    drawn = next(line for line in laid.splitlines() if "numgen random mod 2" in line).split()[4]
+    assert f"output ip daddr 198.19.1.1 udp dport 53 goto {drawn}\n" in text
+    assert 'prerouting iifname "skerry0" ip daddr 10.10.0.1 tcp dport 5432 goto to-' in text
+    # What is exposed and not well goes nowhere, also not to what else listens there.
+    assert "dport 80 goto" not in text
+    assert "ip daddr 10.10.0.1 tcp dport 80 reject\n" in text
+    assert text.endswith("reject\n")
+    assert rules.switch((), "skerry0", "10.10.0.1", guarded=True).endswith("through drop\n")
+
+
+def test_what_is_put_in_force_was_laid_before_and_what_stays_is_not_touched() -> None:
+    laid, text = chains(rules.lay(WAYS, ())), rules.switch(WAYS, "skerry0", "10.10.0.1")
+    assert laid > BASE
+    assert {word for word in text.split() if word.startswith(("to-", "way-"))} <= laid
+    for one in (text, rules.lay(WAYS, laid)):
+        assert "delete" not in one
+        assert chains(one) <= BASE
+    assert "add rule" not in rules.lay(WAYS, laid)
+    # Of a new backend and an old one, only the new one's chains are new.
+    more = (replace(WAYS[0], targets=(("10.10.0.2", 53), ("10.10.0.4", 53))),)
+    new = {one for one in chains(rules.lay(more, laid)) if one not in BASE}
+    assert len(new) == 2
+    assert not new & laid
+
+
+def test_only_what_nothing_leads_to_is_taken_away() -> None:
+    laid = chains(rules.lay(WAYS, ()))
+    assert rules.clear(WAYS, laid) == ""
+    gone = rules.clear((), laid)
+    assert {line.split()[-1] for line in gone.splitlines()} == laid - BASE
+    assert rules.clear((), {"old", *BASE}).splitlines() == [
+        "flush chain inet skerry-services old",
+        "delete chain inet skerry-services old",
+    ]
+
+
+def test_our_chains_are_found_among_all() -> None:
+    listing = (
+        b'{"nftables": [{"metainfo": {"version": "1"}}, {"chain": {"family": "inet", "table": '
+        b'"skerry-services", "name": "a", "handle": 1}}, {"chain": {"family": "ip", "table": '
+        b'"skerry-services", "name": "b"}}, {"chain": {"family": "inet", "table": "c", '
+        b'"name": "d"}}]}'
     )
-    text = rules.script(ways, "skerry0", "10.10.0.1")
-    assert "udp dport 53 numgen random mod 2 vmap { 0 : goto way-0-0, 1 : goto way-0-1 }" in text
-    assert "meta l4proto udp dnat ip to 10.10.0.3:5353" in text
-    assert 'iifname "skerry0" ip daddr 10.10.0.1 jump inward' in text
-    assert text.count("{") == text.count("}")
-    empty = rules.script((), "skerry0", "10.10.0.1")
-    assert empty == "table inet skerry-services\ndelete table inet skerry-services\n"
+    assert rules.chains_in(listing) == {"a"}
+    for wrong in (b"", b"[]", b'{"nftables": [{"chain": 1}]}', b"\xff"):
+        with pytest.raises(ServiceError):
+            rules.chains_in(wrong)
 
 
 # Health
