@@ -16,7 +16,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from provisioning.errors import FormatError, ProvisioningError
 from provisioning.files import FileError, read_small, tighten, write_all
@@ -24,6 +26,8 @@ from provisioning.keys import SEED_SIZE, id_text, public_key, random_bytes
 from provisioning.names import check_name
 from provisioning.network import NetworkInfo
 from provisioning.settings import Settings, settings_from
+
+T = TypeVar("T")
 
 NETWORK_FILE, KEY_FILE = "network.json", "root.key"
 FILE_FORMAT = 1
@@ -34,7 +38,7 @@ _DAMAGE = (KeyError, TypeError, ValueError, OverflowError, FormatError)
 _OPERATIONS_MAX, _MEMORY_MAX = 16, 1 << 30
 
 
-class OperatorError(ProvisioningError):
+class NetworkFilesError(ProvisioningError):
     """A network's files on the operator's machine are not as they should be."""
 
 
@@ -76,7 +80,7 @@ def create_network(
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for present in (NETWORK_FILE, KEY_FILE):
             if (directory / present).exists():
-                raise OperatorError(
+                raise NetworkFilesError(
                     f"{directory / present} exists already",
                     hint="choose another --dir; a root key is never overwritten",
                 )
@@ -84,7 +88,7 @@ def create_network(
         key = _seal(root_seed, passphrase, cost or PassphraseCost())
         write_all(directory, {KEY_FILE: _json(key), NETWORK_FILE: _json(_describe(network))})
     except OSError as error:
-        raise OperatorError(f"{directory} cannot hold the network: {error.strerror}") from error
+        raise NetworkFilesError(f"{directory} cannot hold the network: {error.strerror}") from error
     return network
 
 
@@ -100,7 +104,7 @@ def find_network(given: str | None) -> Path:
         for directory in (Path(given), base / given):
             if (directory / NETWORK_FILE).is_file():
                 return directory
-        raise OperatorError(
+        raise NetworkFilesError(
             f"there is no network in {given!r}, nor of that name in {base}",
             hint=NO_NETWORK_HINT,
         )
@@ -108,7 +112,7 @@ def find_network(given: str | None) -> Path:
     if len(known) == 1:
         return known[0]
     names = ", ".join(path.name for path in known)
-    raise OperatorError(
+    raise NetworkFilesError(
         f"there are several networks: {names}" if known else f"there is no network in {base}",
         hint="say which with --network" if known else NO_NETWORK_HINT,
     )
@@ -119,7 +123,7 @@ def load_network(directory: Path) -> NetworkInfo:
     path = directory / NETWORK_FILE
     raw = _read(path)
     try:
-        _expect_format(raw, path)
+        _expect_format(raw["format"], path)
         network = NetworkInfo(
             str(raw["name"]),
             _unpack(raw["root_key"]),
@@ -128,7 +132,7 @@ def load_network(directory: Path) -> NetworkInfo:
             settings_from(_tuples(raw["settings"])),
         )
     except _DAMAGE as error:
-        raise OperatorError(f"{path} is damaged", hint="restore it from a backup") from error
+        raise NetworkFilesError(f"{path} is damaged", hint="restore it from a backup") from error
     return network
 
 
@@ -138,12 +142,12 @@ def open_network(directory: Path, ask_passphrase: Callable[[], str]) -> Operator
     path = directory / KEY_FILE
     raw = _read(path)
     try:
-        _expect_format(raw, path)
+        _expect_format(raw["format"], path)
         seed = _unpack(raw["seed"]) if "seed" in raw else _unseal(raw, ask_passphrase)
     except _DAMAGE as error:
-        raise OperatorError(f"{path} is damaged", hint="restore it from a backup") from error
+        raise NetworkFilesError(f"{path} is damaged", hint="restore it from a backup") from error
     if len(seed) != SEED_SIZE or public_key(seed) != network.root_key:
-        raise OperatorError(
+        raise NetworkFilesError(
             f"{path} is not the root key of network {network.name}", hint="restore both files"
         )
     return OperatorNetwork(network, seed)
@@ -152,14 +156,46 @@ def open_network(directory: Path, ask_passphrase: Callable[[], str]) -> Operator
 def save_epoch(directory: Path, epoch: int, otp_seed: bytes) -> NetworkInfo:
     """Keep the network's latest epoch, for tokens to carry; the rest of the file stays."""
     network = replace(load_network(directory), epoch=epoch, otp_seed=otp_seed)
-    try:
-        write_all(directory, {NETWORK_FILE: _json(_describe(network))})
-    except OSError as error:
-        raise OperatorError(
-            f"{directory / NETWORK_FILE} cannot be written: {error.strerror}",
-            hint="make room or set its permissions right, then give the command again",
-        ) from error
+    write_document(directory / NETWORK_FILE, _json(_describe(network)))
     return network
+
+
+class _Format(msgspec.Struct, frozen=True):
+    format: int
+
+
+def read_document(path: Path, kind: type[T], *, limit: int, hint: str) -> T | None:
+    """Return a document of FILE_FORMAT that is kept beside the root key; None if there is none.
+
+    ``hint``: the way out if it is damaged. Raises NetworkFilesError.
+    """
+    try:
+        data = read_small(path, limit)
+    except FileNotFoundError:
+        return None
+    except FileError as error:
+        raise NetworkFilesError(str(error), hint=hint) from error
+    except OSError as error:
+        raise NetworkFilesError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
+    try:
+        _expect_format(msgspec.json.decode(data, type=_Format).format, path)
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise NetworkFilesError(f"{path} is damaged", hint=hint) from error
+
+
+def write_document(path: Path, content: bytes, *, after: str = "give the command again") -> None:
+    """Write it durably and whole; ``after``: what a person knows or does when there is room.
+
+    Raises NetworkFilesError.
+    """
+    try:
+        write_all(path.parent, {path.name: content})
+    except OSError as error:
+        raise NetworkFilesError(
+            f"{path} cannot be written: {error.strerror}",
+            hint=f"make room or set its permissions right, then {after}",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -168,7 +204,7 @@ def locked(directory: Path, waiting: Callable[[], None] = lambda: None) -> Itera
     try:
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise OperatorError(
+        raise NetworkFilesError(
             f"{directory} cannot be opened: {error.strerror}", hint="say which with --network"
         ) from error
     try:
@@ -224,7 +260,7 @@ def _unseal(raw: dict[str, Any], ask_passphrase: Callable[[], str]) -> bytes:
     try:
         return SecretBox(key).decrypt(box)
     except CryptoError as error:
-        raise OperatorError("the passphrase is wrong, or the root key is damaged") from error
+        raise NetworkFilesError("the passphrase is wrong, or the root key is damaged") from error
 
 
 def _stretch(passphrase: str, salt: bytes, cost: PassphraseCost) -> bytes:
@@ -241,22 +277,22 @@ def _read(path: Path) -> dict[str, Any]:
         tighten(path, 0o600)
         raw = json.loads(data)
     except FileError as error:
-        raise OperatorError(str(error), hint="restore it from a backup") from error
+        raise NetworkFilesError(str(error), hint="restore it from a backup") from error
     except OSError as error:
-        raise OperatorError(
+        raise NetworkFilesError(
             f"{path} cannot be read: {error.strerror}", hint="say which network with --network"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise OperatorError(f"{path} is damaged", hint="restore it from a backup") from error
+        raise NetworkFilesError(f"{path} is damaged", hint="restore it from a backup") from error
     if not isinstance(raw, dict):
-        raise OperatorError(f"{path} is damaged", hint="restore it from a backup")
+        raise NetworkFilesError(f"{path} is damaged", hint="restore it from a backup")
     return raw
 
 
-def _expect_format(raw: dict[str, Any], path: Path) -> None:
-    if raw["format"] != FILE_FORMAT:
-        raise OperatorError(
-            f"{path} has format {raw['format']!r}, this Skerry knows format {FILE_FORMAT}",
+def _expect_format(found: object, path: Path) -> None:
+    if found != FILE_FORMAT:
+        raise NetworkFilesError(
+            f"{path} has format {found!r}, this Skerry knows format {FILE_FORMAT}",
             hint="use the version of Skerry that made it, or a newer one",
         )
 

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import msgspec
 
-from provisioning.files import FileError, read_small, write_all
 from provisioning.grant import COUNT_MAX, ROLE_BITS, TIME_MAX, Grant
 from provisioning.keys import ID_SIZE, id_text
 from provisioning.names import are_labels
-from provisioning.operator_files import OperatorError
+from provisioning.operator_files import (
+    FILE_FORMAT,
+    NetworkFilesError,
+    read_document,
+    write_document,
+)
 
 GRANTS_FILE = "grants.json"
-FILE_FORMAT = 1
 _FILE_LIMIT = 16 * 1024 * 1024
 _ID_LETTERS = len(id_text(bytes(ID_SIZE)))
 
@@ -80,25 +83,11 @@ def load_grants(directory: Path) -> tuple[GrantNote, ...]:
     """Return the grants made here, in their order; none if none was noted yet."""
     path = directory / GRANTS_FILE
     hint = f"restore it from a backup, or remove it: tokens stay valid, {path.name} is a note"
-    try:
-        data = read_small(path, _FILE_LIMIT)
-    except FileNotFoundError:
+    content = read_document(path, _File, limit=_FILE_LIMIT, hint=hint)
+    if content is None:
         return ()
-    except FileError as error:
-        raise OperatorError(str(error), hint=hint) from error
-    except OSError as error:
-        raise OperatorError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
-    try:
-        content = msgspec.json.decode(data, type=_File)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise OperatorError(f"{path} is damaged", hint=hint) from error
-    if content.format != FILE_FORMAT:
-        raise OperatorError(
-            f"{path} has format {content.format}, this Skerry knows format {FILE_FORMAT}",
-            hint="use the version of Skerry that made it, or a newer one",
-        )
     if not all(map(_possible, content.grants)):
-        raise OperatorError(f"{path} is damaged", hint=hint)
+        raise NetworkFilesError(f"{path} is damaged", hint=hint)
     return content.grants
 
 
@@ -111,13 +100,7 @@ def save_grants(directory: Path, notes: Iterable[GrantNote]) -> None:
     """Write the notes."""
     content = msgspec.to_builtins(_File(FILE_FORMAT, tuple(notes)))
     data = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-    try:
-        write_all(directory, {GRANTS_FILE: data})
-    except OSError as error:
-        raise OperatorError(
-            f"{directory / GRANTS_FILE} cannot be written: {error.strerror}",
-            hint="make room or set its permissions right; no token was made",
-        ) from error
+    write_document(directory / GRANTS_FILE, data, after="make the token again: none was made")
 
 
 def _possible(note: GrantNote) -> bool:

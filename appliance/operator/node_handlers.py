@@ -48,7 +48,7 @@ def _look(
     """Return the members and facts of who sees them so."""
     try:
         directory = files.find_network(arguments.network)
-    except files.OperatorError:
+    except files.NetworkFilesError:
         socket = node_here()
         if arguments.network is not None or arguments.via is not None or socket is None:
             raise

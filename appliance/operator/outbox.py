@@ -22,13 +22,16 @@ import msgspec
 from appliance.ledger.entry import SEQUENCE_MAX, Entry, read_entry
 from appliance.ledger.errors import EntryError
 from appliance.ledger.hlc import STAMP_MAX
-from appliance.operator.errors import OperatorError
-from provisioning.files import FileError, read_small, write_all
 from provisioning.keys import SEED_SIZE, id_text
 from provisioning.network import EPOCH_MAX, NetworkInfo
+from provisioning.operator_files import (
+    FILE_FORMAT,
+    NetworkFilesError,
+    read_document,
+    write_document,
+)
 
 OUTBOX_FILE = "outbox.json"
-FILE_FORMAT = 1
 # Boxes of several epochs for 10,000 members.
 _FILE_LIMIT = 64 * 1024 * 1024
 
@@ -66,39 +69,25 @@ class Outbox:
 
 
 def load_outbox(directory: Path, network: NetworkInfo) -> Outbox:
-    """Return the network's outbox, empty if there is none. Raises OperatorError."""
+    """Return the network's outbox, empty if there is none. Raises NetworkFilesError."""
     path = directory / OUTBOX_FILE
     hint = (
         f"restore it from a backup; or remove {path}: what no node has yet of what you said "
         "(a revocation, say) has to be said again then"
     )
-    try:
-        data = read_small(path, _FILE_LIMIT)
-    except FileNotFoundError:
+    content = read_document(path, _File, limit=_FILE_LIMIT, hint=hint)
+    if content is None:
         return Outbox()
-    except FileError as error:
-        raise OperatorError(str(error), hint=hint) from error
-    except OSError as error:
-        raise OperatorError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
-    try:
-        content = msgspec.json.decode(data, type=_File)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise OperatorError(f"{path} is damaged", hint=hint) from error
-    if content.format != FILE_FORMAT:
-        raise OperatorError(
-            f"{path} has format {content.format}, this Skerry knows format {FILE_FORMAT}",
-            hint="use the version of Skerry that made it, or a newer one",
-        )
     if content.network_id != id_text(network.network_id):
-        raise OperatorError(f"{path} is of another network", hint=hint)
+        raise NetworkFilesError(f"{path} is of another network", hint=hint)
     try:
         return _outbox(content, network)
     except (EntryError, ValueError) as error:
-        raise OperatorError(f"{path} is damaged", hint=hint) from error
+        raise NetworkFilesError(f"{path} is damaged", hint=hint) from error
 
 
 def save_outbox(directory: Path, network: NetworkInfo, outbox: Outbox) -> None:
-    """Keep the outbox, durably and whole. Raises OperatorError."""
+    """Keep the outbox, durably and whole. Raises NetworkFilesError."""
     content = _File(
         FILE_FORMAT,
         id_text(network.network_id),
@@ -108,13 +97,7 @@ def save_outbox(directory: Path, network: NetworkInfo, outbox: Outbox) -> None:
         tuple(_pack(one.record) for one in outbox.pending),
         tuple(_pack(one.record) for one in outbox.sent),
     )
-    try:
-        write_all(directory, {OUTBOX_FILE: msgspec.json.encode(content) + b"\n"})
-    except OSError as error:
-        raise OperatorError(
-            f"{directory / OUTBOX_FILE} cannot be written: {error.strerror}",
-            hint="make room or set its permissions right, then give the command again",
-        ) from error
+    write_document(directory / OUTBOX_FILE, msgspec.json.encode(content) + b"\n")
 
 
 def _outbox(content: _File, network: NetworkInfo) -> Outbox:

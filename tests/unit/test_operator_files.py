@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.operator import outbox as outbox_module
-from appliance.operator.errors import OperatorError, PublishError
+from appliance.operator.errors import PublishError
 from appliance.operator.outbox import OUTBOX_FILE, Outbox, load_outbox, save_outbox
 from appliance.operator.publisher import (
     BATCH_BYTES,
@@ -19,7 +18,8 @@ from appliance.operator.publisher import (
     request_of,
 )
 from appliance.operator.snapshot import SEEN_FILE
-from provisioning.operator_files import NETWORK_FILE
+from provisioning import operator_files
+from provisioning.operator_files import NETWORK_FILE, NetworkFilesError
 from tests.fakes.ledger import entry, network, node, replica, root_entry
 from tests.fakes.operator import (
     do,
@@ -52,9 +52,15 @@ def home(tmp_path: Path) -> Path:
 )
 def test_a_damaged_outbox_is_an_error_and_stays(home: Path, content: bytes) -> None:
     (home / OUTBOX_FILE).write_bytes(content)
-    with pytest.raises(OperatorError):
+    with pytest.raises(NetworkFilesError):
         do(home, fake_node(NODES), rename("n1", "kitchen"))
     assert (home / OUTBOX_FILE).read_bytes() == content
+
+
+def test_an_outbox_of_a_newer_release_is_called_so_whatever_it_holds(home: Path) -> None:
+    (home / OUTBOX_FILE).write_bytes(b'{"format":2,"other":[]}')
+    with pytest.raises(NetworkFilesError, match="has format 2, this Skerry knows format 1"):
+        load_outbox(home, network())
 
 
 def test_what_the_root_key_did_not_sign_is_not_in_an_outbox(home: Path) -> None:
@@ -68,7 +74,7 @@ def test_what_the_root_key_did_not_sign_is_not_in_an_outbox(home: Path) -> None:
         {"stamp": -1},
     ):
         save_outbox(home, network(), Outbox(**odd))
-        with pytest.raises(OperatorError, match="damaged"):
+        with pytest.raises(NetworkFilesError, match="damaged"):
             load_outbox(home, network())
     box = Outbox(4, 5, (right,), (right,), {7: bytes(32)})
     save_outbox(home, network(), box)
@@ -80,7 +86,7 @@ def test_what_the_root_key_did_not_sign_is_not_in_an_outbox(home: Path) -> None:
 def test_a_link_in_the_place_of_the_outbox_is_not_followed(home: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"{}")
     (home / OUTBOX_FILE).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OperatorError, match="symbolic link"):
+    with pytest.raises(NetworkFilesError, match="symbolic link"):
         load_outbox(home, network())
 
 
@@ -90,9 +96,9 @@ def test_a_full_disk_is_said_and_nothing_is_sent(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outbox_module, "write_all", full)
+    monkeypatch.setattr(operator_files, "write_all", full)
     at = fake_node(NODES)
-    with pytest.raises(OperatorError, match="No space left"):
+    with pytest.raises(NetworkFilesError, match="No space left"):
         do(home, at, out(3))
     assert not at.log
 

@@ -16,7 +16,6 @@ from appliance.ledger.entry import Entry
 from appliance.ledger.epochs import announcements, commitment
 from appliance.ledger.hlc import MAX_SKEW_MS
 from appliance.ledger.state import Replica
-from appliance.operator import outbox as outbox_module
 from appliance.operator import snapshot as snapshot_module
 from appliance.operator.errors import ClockError, OperatorError, PublishError
 from appliance.operator.outbox import OUTBOX_FILE, Outbox, load_outbox
@@ -123,7 +122,7 @@ def crashing(
             passing(lambda one=one: results.extend(publish([one])))  # type: ignore[misc]
         return tuple(results)
 
-    for module in (outbox_module, operator_files, snapshot_module):
+    for module in (operator_files, snapshot_module):
         monkeypatch.setattr(module, "write_all", writing)
     monkeypatch.setattr(at, "publish", publishing)
     return lambda: count

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from provisioning import operator_files
 from provisioning.clusters import CLUSTER_LABEL, rivals
 from provisioning.durations import expiry, moment_text
-from provisioning.operator_files import OperatorError, PassphraseCost, create_network, open_network
+from provisioning.operator_files import (
+    NetworkFilesError,
+    PassphraseCost,
+    create_network,
+    open_network,
+)
 from provisioning.settings import Settings
 from provisioning.token import Token
 from skerry.__main__ import main
@@ -268,7 +273,7 @@ def test_what_argon2id_costs_by_default_is_what_libsodium_calls_moderate() -> No
 def test_a_damaged_root_key_is_said(home: Path, damage: bytes) -> None:
     create_network(home / "n", "home", Settings())
     (home / "n/root.key").write_bytes(damage)
-    with pytest.raises(OperatorError):
+    with pytest.raises(NetworkFilesError):
         open_network(home / "n", lambda: "x")
 
 
@@ -276,7 +281,7 @@ def test_a_damaged_root_key_is_said(home: Path, damage: bytes) -> None:
 def test_a_damaged_network_file_is_said(home: Path, damage: bytes) -> None:
     create_network(home / "n", "home", Settings())
     (home / "n/network.json").write_bytes(damage)
-    with pytest.raises(OperatorError):
+    with pytest.raises(NetworkFilesError):
         open_network(home / "n", lambda: "x")
 
 
@@ -284,7 +289,7 @@ def test_a_root_key_of_another_network_is_refused(home: Path) -> None:
     create_network(home / "one", "one", Settings())
     create_network(home / "two", "two", Settings())
     (home / "two/root.key").replace(home / "one/root.key")
-    with pytest.raises(OperatorError, match="not the root key of network one"):
+    with pytest.raises(NetworkFilesError, match="not the root key of network one"):
         open_network(home / "one", lambda: "x")
 
 
