@@ -1,217 +1,209 @@
-"""A cluster of two machines made of namespaces: our engine, our CNI server, real containers.
+"""A cluster of two whole nodes made of namespaces, for Kubernetes' own tests.
 
-Pods of the two reach each other by routes of their nodes over a plain link: what carries them
-between real nodes, the overlay, has tests of its own.
+The nodes are those of `tests.faults.cluster_world`: real supervisors with an overlay between them
+(wireguard-go), real cluster agents, the real engine. Here they carry pods as well: with our CNI
+plugin and server, over the overlay, IPv4 and IPv6, behind the gate, with the add-ons of an image.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from appliance.kubernetes import manifests
-from image import engine, kubernetes, workloads
+from image import kubernetes, workloads
 from image.artifacts import REPOSITORY
 from image.board import Architecture
 from image.golang import Program, build
 from image.tools import ToolsRoot
+from provisioning.settings import Settings
+from provisioning.token import Token
 from tests.conformance import images
-from tests.conformance.cni_server import POD_CIDR
-from tests.contract.engine_world import DATA, Machine, World, wait_until
+from tests.contract.engine_world import Machine
+from tests.faults.cluster_world import Clusters, Full
+from tests.netns.lab import wait_until
 
-SECRET = "0123456789abcdef0123456789abcdef"
 E2E = Program("engine", "k8s.io/kubernetes/test/e2e", "e2e.test", test=True)
-# Kubernetes' tests ask for their image by this name.
+# Kubernetes' tests ask for their images under this name.
 _TEST_IMAGES = "skerry.local/e2e"
-_SERVICES, _DNS = "10.96.0.0/16", "10.96.0.10"
-_READY_SECONDS = 120
+_READY_SECONDS = 180
+_ADDONS = ("coredns", "local-path-provisioner", "busybox")
+_IMAGES = ("ctr", "-n", "k8s.io", "images")
 
 
-class Cluster:
-    """The cluster; all of it goes when the context ends."""
+class Carrier(Full):
+    """A node that carries pods."""
 
-    def __init__(self) -> None:
+    def start(self, token: Token | None = None) -> None:
+        """Start all of it, as a boot does."""
+        self.boots += 1
+        machine = self.world.enclose(
+            f"{self.name}-{self.boots}", self.node.namespace, self.node.address
+        )
+        self.machine = machine
+        machine.run("hostname", self.name)
+        self._plugins(machine)
+        # A copy of an image for each container, in memory, would be too much of these.
+        machine.containerd(networks=self.places.conflist.parent, snapshotter="overlayfs")
+        self._images(machine)
+        self.places.manifests.mkdir(exist_ok=True)
+        for manifest in (kubernetes.OVERLAY / "usr/share/skerry/manifests").iterdir():
+            shutil.copyfile(manifest, self.places.manifests / manifest.name)
+        self.node.start(token)
+        words = [sys.executable, "-m", "tests.conformance.node_process", str(self.folder)]
+        words += [str(self.places.socket), str(machine.first_process()), self.node.namespace]
+        search = f"{self._tools(machine)}:{os.environ['PATH']}"
+        with (self.folder / "agent.log").open("ab") as log:
+            self.agent = subprocess.Popen(
+                self.node.command(*words),
+                cwd=REPOSITORY,
+                env=os.environ | {"PATH": search},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def _plugins(self, machine: Machine) -> None:
+        programs = machine.shared / "plugins"
+        programs.mkdir()
+        for program in kubernetes.CNI:
+            copy = shutil.copyfile(build(program, "amd64"), programs / program.name)
+            copy.chmod(0o755)
+        machine.run("mkdir", "-p", "/opt/cni")
+        machine.run("ln", "-s", "/data/shared/plugins", "/opt/cni/bin")
+        # Where the plugin looks for the server, which has a place of its own for each node here.
+        machine.run("ln", "-s", str(self.places.cni_dir), "/run/skerry-cni")
+
+    def _tools(self, machine: Machine) -> Path:
+        """Return a folder with the machine's nft: an older one does not read what that wrote."""
+        tools = machine.scratch / "tools"
+        tools.mkdir()
+        enter = f'exec nsenter --target {machine.first_process()} --mount --root nft "$@"'
+        (tools / "nft").write_text(f"#!/bin/sh\n{enter}\n")
+        (tools / "nft").chmod(0o755)
+        return tools
+
+    def _images(self, machine: Machine) -> None:
         busybox = ToolsRoot.ensure().file("/usr/bin/busybox")
-        self._sources = workloads.Sources(Architecture.AMD64, busybox, "1")
-        pause = workloads.archive("pause", self._sources)
-        self._world = World(engine.ensure("amd64"), pause)
-        self.machines: list[Machine] = []
-        self._servers: list[subprocess.Popen[bytes]] = []
+        sources = workloads.Sources(Architecture.AMD64, busybox, "1")
+        archives = [*(workloads.archive(name, sources) for name in _ADDONS)]
+        for archive in (*archives, images.archive(sources)):
+            copy = shutil.copyfile(archive, machine.shared / archive.name)
+            words = ("import", "--local", "--snapshotter", "overlayfs", f"/data/shared/{copy.name}")
+            machine.run(*_IMAGES, *words, seconds=120)
+            copy.unlink()
 
-    def __enter__(self) -> Self:
-        self._world.__enter__()
-        try:
-            self._build()
-        except BaseException:
-            self._complain()
-            self.__exit__(None, None, None)
-            raise
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for server in self._servers:
-            server.kill()
-            server.wait(10)
-        self._world.__exit__(kind, error, trace)
+@dataclass(slots=True)
+class Cluster:
+    """The cluster; `made` brings it up."""
 
-    @property
-    def first(self) -> Machine:
-        """The server."""
-        return self.machines[0]
+    nodes: Clusters
+    server: Carrier
 
-    def _build(self) -> None:
-        self.machines = [self._world.machine(name) for name in ("one", "two")]
-        for number, machine in enumerate(self.machines, 1):
-            # A copy of an image for each container, in memory, would be too much of these.
-            machine.containerd(snapshotter="overlayfs")
-            self._network(machine, f"10.244.{number}.0/24")
-            for name in ("coredns", "busybox"):
-                self._image(machine, name, workloads.archive(name, self._sources))
-            self._image(machine, images.AGNHOST, images.archive(self._sources))
-            for other, there in enumerate(self.machines, 1):
-                if there is not machine:
-                    words = ("ip", "-n", machine.namespace, "route", "add")
-                    _run(*words, f"10.244.{other}.0/24", "via", there.address)
-        self._engines()
-        text = (kubernetes.OVERLAY / "usr/share/skerry/manifests/coredns.yaml").read_text()
-        known = {"CLUSTER_DNS": _DNS, "CLUSTER_DOMAIN": manifests.DOMAIN, "POD_CIDR": POD_CIDR}
-        filled = manifests.fill("coredns.yaml", text, known | {"SERVICE_CIDR": _SERVICES})
-        (self.first.shared / "coredns.yaml").write_text(filled)
-        self.first.kubectl("apply", "-f", "/data/shared/coredns.yaml")
-        wait_until(self._resolves, _READY_SECONDS, "the cluster's DNS is there")
+    @staticmethod
+    @contextmanager
+    def made() -> Iterator[Cluster]:
+        """Bring up two nodes, wait until they are a cluster; take all away in the end."""
+        with Clusters.made(Settings(expected_nodes=2)) as nodes:
+            token = nodes.operator.token()
+            for _ in range(2):
+                node = nodes.lab.node()
+                carrier = Carrier(node, nodes.world, nodes.folder / node.name)
+                nodes.nodes.append(carrier)
+                carrier.start(token)
+            cluster = Cluster(nodes, _server(nodes))
+            nodes.say("the cluster is founded")
+            cluster.wait()
+            yield cluster
 
-    def _engines(self) -> None:
-        options = ["--token", SECRET, "--cluster-cidr", POD_CIDR, "--service-cidr", _SERVICES]
-        options += ["--cluster-dns", _DNS, "--write-kubeconfig", "/data/shared/kubeconfig"]
-        self.first.engine("server", *options)
-        place = f"{DATA}/server/node-token"
-        wait_until(lambda: self._reads(place), _READY_SECONDS, "the server has its token")
-        full = self.first.run("cat", place).strip()
-        for machine in self.machines[1:]:
-            server = f"https://{self.first.address}:6443"
-            machine.engine("agent", "--server", server, "--token", full)
-        self.first.run("mkdir", "-p", "/etc/rancher/k3s")
-        self.first.run("ln", "-s", "/data/shared/kubeconfig", "/etc/rancher/k3s/k3s.yaml")
-        names = {machine.name for machine in self.machines}
-        wait_until(lambda: self._ready() == names, _READY_SECONDS, "both nodes are ready")
-
-    def _reads(self, place: str) -> bool:
-        return self.first.run("cat", place, check=False).startswith("K10")
+    def wait(self) -> None:
+        """Wait until both nodes are ready, have their ranges, and the cluster's DNS answers."""
+        names = {one.name for one in self.nodes.nodes}
+        wait_until(lambda: self._ready() == names, _READY_SECONDS, "nodes are ready", every=0.5)
+        self.nodes.say("both nodes are ready")
+        wait_until(self._resolves, _READY_SECONDS, "the cluster's DNS is there", every=0.5)
+        self.nodes.say("the cluster's DNS is there")
 
     def _ready(self) -> set[str]:
         found = set()
-        for node in self.first.get("nodes").get("items", ()):
-            conditions = node["status"].get("conditions", ())
-            if any(one["type"] == "Ready" and one["status"] == "True" for one in conditions):
-                found.add(node["metadata"]["name"])
+        for name, node in self.server.nodes().items():
+            states = {each["type"]: each["status"] for each in node["status"].get("conditions", ())}
+            if states.get("Ready") == "True" and node["spec"].get("podCIDRs"):
+                found.add(name)
         return found
 
     def _resolves(self) -> bool:
-        found = self.first.get("-n", "kube-system", "deployment", "coredns").get("status", {})
-        return bool(found.get("readyReplicas"))
-
-    def _complain(self) -> None:
-        """Tell all that may say why the cluster does not come about."""
-        for machine in self.machines:
-            said = machine.run("sh", "-c", "tail -n 30 /var/log/pods/*/*/*.log", check=False)
-            rules = machine.run("nft", "list", "table", "inet", "skerry-pods", check=False)
-            parts = (machine.tail(), said[-3000:], rules)
-            sys.stderr.write(f"--- {machine.name}\n" + "\n".join(parts) + "\n")
-
-    def _network(self, machine: Machine, cidr: str) -> None:
-        folder = machine.shared / "cni"
-        folder.mkdir(mode=0o700)
-        programs = machine.shared / "cni-programs"
-        programs.mkdir()
-        for program in kubernetes.CNI:
-            shutil.copyfile(build(program, "amd64"), programs / program.name)
-            (programs / program.name).chmod(0o755)
-        for place in ("/opt/cni/bin", "/usr/lib/cni"):
-            machine.run("sh", "-c", f"mkdir -p {place} && cp /data/shared/cni-programs/* {place}/")
-        ours = {"type": "skerry-cni", "socket": "/data/shared/cni/cni.sock"}
-        ports = {"type": "portmap", "backend": "nftables", "snat": True}
-        plugins = [ours, ports | {"capabilities": {"portMappings": True}}]
-        whole = {"cniVersion": "1.0.0", "name": "skerry", "plugins": plugins}
-        (machine.shared / "05-skerry.conflist").write_text(json.dumps(whole))
-        machine.run("cp", "/data/shared/05-skerry.conflist", "/etc/cni/net.d/")
-        target = machine.first_process()
-        tools = machine.scratch / "tools"
-        tools.mkdir()
-        # An older nft does not read what a newer one has written: the machine's own is used.
-        enter = f'exec nsenter --target {target} --mount --root nft "$@"'
-        (tools / "nft").write_text(f"#!/bin/sh\n{enter}\n")
-        (tools / "nft").chmod(0o755)
-        words = ["ip", "netns", "exec", machine.namespace, sys.executable, "-m"]
-        words += ["tests.conformance.cni_server", str(folder), cidr, f"/proc/{target}/root"]
-        variables = {"PYTHONPATH": str(REPOSITORY), "PATH": f"{tools}:{os.environ['PATH']}"}
-        with (machine.scratch / "cni.log").open("wb") as log:
-            self._servers.append(
-                subprocess.Popen(
-                    words, stdout=log, stderr=log, env=os.environ | variables, cwd=REPOSITORY
-                )
-            )
-        wait_until((folder / "cni.sock").exists, 30, "the CNI server listens")
-
-    def _image(self, machine: Machine, name: str, archive: Path) -> None:
-        words = ("ctr", "-n", "k8s.io", "images", "import", "--local")
-        copy = shutil.copyfile(archive, machine.shared / f"{name}.tar")
-        machine.run(*words, "--snapshotter", "overlayfs", f"/data/shared/{name}.tar", seconds=120)
-        copy.unlink()
+        words = ("-n", "kube-system", "get", "deployment", "coredns", "-o")
+        said = self.server.kubectl(*words, "jsonpath={.status.readyReplicas}", check=False)
+        return said.strip() == "2"
 
     # Kubernetes' own tests
 
+    @property
+    def shared(self) -> Path:
+        """A folder that the server sees as /data/shared."""
+        assert self.server.machine is not None
+        return self.server.machine.shared
+
     def prepare_tests(self) -> None:
         """Put the tests and their images where they are asked for."""
-        shutil.copyfile(build(E2E, "amd64"), self.first.shared / "e2e.test")
-        (self.first.shared / "e2e.test").chmod(0o755)
-        (self.first.shared / "repos.yaml").write_text(
+        shutil.copyfile(build(E2E, "amd64"), self.shared / "e2e.test").chmod(0o755)
+        (self.shared / "repos.yaml").write_text(
             "".join(f"{name}: {_TEST_IMAGES}\n" for name in ("promoterE2eRegistry", "gcRegistry"))
         )
-        listed = self.first.run(
-            *("env", "KUBE_TEST_REPO_LIST=/data/shared/repos.yaml"),
-            *("/data/shared/e2e.test", "--list-images"),
-        )
-        for machine in self.machines:
+        machines = [one.machine for one in self.nodes.nodes if one.machine is not None]
+        listed = machines[0].run(*self._test_program(), "--list-images")
+        for machine in machines:
             for wanted in re.findall(rf"^{_TEST_IMAGES}/\S+:\S+$", listed, re.M):
                 name = wanted.rpartition("/")[2].partition(":")[0]
                 ours = images.AGNHOST if name in images.ALSO else name
                 if ours in (images.AGNHOST, "pause", "busybox"):
-                    words = ("ctr", "-n", "k8s.io", "images", "tag")
-                    machine.run(*words, f"skerry.local/{ours}:1", wanted)
+                    machine.run(*_IMAGES, "tag", f"skerry.local/{ours}:1", wanted)
 
-    def run_tests(self, focus: str, skip: str, seconds: float) -> tuple[int, str]:
-        """Run them; return the status and where the report is."""
-        words = ["/data/shared/e2e.test", "--kubeconfig=/data/shared/kubeconfig"]
-        words += ["--kubectl-path=/usr/local/bin/kubectl", "--ginkgo.v"]
-        words += ["--provider=skeleton", f"--ginkgo.focus={focus}", f"--ginkgo.skip={skip}"]
-        words += ["--ginkgo.no-color", "--ginkgo.timeout=3h", "--report-dir=/data/shared/report"]
-        words += ["--delete-namespace=true", "--system-pods-startup-timeout=5m"]
-        log = REPOSITORY / "build" / "conformance" / "e2e.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        process = self.first.spawn(words, log, KUBE_TEST_REPO_LIST="/data/shared/repos.yaml")
-        deadline = time.monotonic() + seconds
+    def _test_program(self) -> tuple[str, ...]:
+        return ("env", "KUBE_TEST_REPO_LIST=/data/shared/repos.yaml", "/data/shared/e2e.test")
+
+    def run_tests(self, focus: str, skip: str, seconds: float, *, dry: bool = False) -> Path:
+        """Run those of the tests that match; return JUnit's file of them.
+
+        What is not done in time is interrupted. With ``dry``, they are only listed as passed.
+        """
+        assert self.server.machine is not None
+        report = self.shared / ("report-dry" if dry else "report")
+        words = [*self._test_program(), f"--kubeconfig={self.server.places.kubeconfig}"]
+        words += ["--kubectl-path=/usr/local/bin/kubectl", "--provider=skeleton"]
+        words += [f"--ginkgo.focus={focus}", f"--ginkgo.skip={skip}", "--ginkgo.no-color"]
+        words += [f"--ginkgo.timeout={seconds:.0f}s", "--ginkgo.v"]
+        words += [f"--report-dir=/data/shared/{report.name}", "--system-pods-startup-timeout=5m"]
+        words += ["--ginkgo.dry-run"] if dry else []
+        folder = REPOSITORY / "build" / "conformance"
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / ("list.log" if dry else "e2e.log")
+        log.unlink(missing_ok=True)
+        process = self.server.machine.spawn(words, log)
+        deadline = time.monotonic() + seconds + 120
         while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(1)
+            time.sleep(0.5)
         if process.poll() is None:
-            self.first.stop(process)
-        report = self.first.shared / "report"
-        for path in report.glob("*.xml") if report.exists() else ():
-            shutil.copyfile(path, log.parent / path.name)
-        return process.returncode, str(log.parent)
+            self.server.machine.stop(process)
+        return next(report.glob("junit*.xml"))
 
 
-def _run(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
+def _server(nodes: Clusters) -> Carrier:
+    """Return the node that founded the cluster, when it can be asked."""
+
+    def found() -> list[Full]:
+        return [one for one in nodes.nodes if one.role == "server" and one.nodes()]
+
+    wait_until(found, _READY_SECONDS, "one of them has founded and answers", every=0.5)
+    server = found()[0]
+    assert isinstance(server, Carrier)
+    return server
