@@ -25,7 +25,8 @@ from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)
 
-_SETTINGS = Path("/proc/sys/net")
+# In a container it is read-only there: the manifest for such (docs/image.md) mounts it elsewhere.
+_SETTINGS = Path(os.environ.get("SKERRY_PROC_SYS_NET", "/proc/sys/net"))
 _NETLINK_NETFILTER = 12  # netlink(7); Python has no name for it
 # A pod takes its addresses and routes from us, from nobody on its link.
 _OF_A_POD = (

@@ -54,11 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from appliance.kubernetes.launch import run
     from appliance.kubernetes.places import Places
 
-    if arguments.pods_only:
-        from appliance.kubernetes.no_units import NoUnits
-
-        return run(Places(), units=NoUnits(), debug=arguments.debug)
-    return run(Places(), debug=arguments.debug)
+    return run(Places(pods_only=arguments.pods_only), debug=arguments.debug)
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from appliance.kubernetes.records import (
     read_node,
     read_nodes,
 )
+from appliance.kubernetes.service_account import ServiceAccount
 
 SECONDS = 30.0
 ANSWER_MAX = 32 * 1024 * 1024
@@ -34,17 +35,20 @@ _MERGE = "application/merge-patch+json"
 
 
 class KubeApi:
-    """The API that a kubeconfig leads to, as whom it says.
+    """The API that a kubeconfig, or a pod's service account, leads to, as whom it says.
 
     ``scratch`` is a folder for root alone on a tmpfs.
     """
 
-    def __init__(self, config: Kubeconfig, scratch: Path, *, seconds: float = SECONDS) -> None:
+    def __init__(
+        self, config: Kubeconfig | ServiceAccount, scratch: Path, *, seconds: float = SECONDS
+    ) -> None:
         parts = urlsplit(config.server)
         self._host = parts.hostname or "localhost"
         self._port = parts.port or 443
         self._where = config.server
         self._seconds = seconds
+        self._account = config if isinstance(config, ServiceAccount) else None
         self._context = _context(config, scratch)
         self._connection: http.client.HTTPSConnection | None = None
 
@@ -99,6 +103,8 @@ class KubeApi:
         self, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
     ) -> bytes:
         headers = {"Accept": "application/json", "Content-Type": kind}
+        if self._account is not None:
+            headers["Authorization"] = f"Bearer {self._account.bearer()}"
         again = self._connection is not None
         try:
             status, data = self._exchange(method, path, body, headers)
@@ -151,12 +157,14 @@ class KubeApi:
         return bytes(data)
 
 
-def _context(config: Kubeconfig, scratch: Path) -> ssl.SSLContext:
+def _context(config: Kubeconfig | ServiceAccount, scratch: Path) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cadata=config.authority)
         # Python 3.13 wants extensions that not every engine's authority has; the chain, the name
         # and the dates are verified all the same.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if isinstance(config, ServiceAccount):
+            return context
         # `ssl` takes a client's key from a file only: one that is at once gone.
         with tempfile.TemporaryDirectory(prefix=".client-", dir=scratch) as folder:
             path = Path(folder) / "client.pem"

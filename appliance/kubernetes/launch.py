@@ -22,6 +22,7 @@ from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.observing import Observer
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.pods import CniHost, HostedCni
+from appliance.kubernetes.pods_only import PodsOnly, node_name
 from appliance.kubernetes.sealing import Sealer
 from appliance.kubernetes.serving import KubeSide
 from appliance.kubernetes.units import Systemd, Units
@@ -60,10 +61,12 @@ def _leave() -> None:
     os._exit(0)
 
 
-async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) -> None:
+def _agent(places: Places, units: Units, cni: CniHost) -> Agent | PodsOnly:
     supervisor = Supervisor(places.socket)
+    if places.pods_only:
+        return PodsOnly(places, supervisor=supervisor, cni=cni, name=node_name(os.environ))
     observer = Observer(supervisor)
-    agent = Agent(
+    return Agent(
         places,
         supervisor=supervisor,
         engine=EngineKeeper(places, units, time.monotonic),
@@ -74,6 +77,10 @@ async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) 
         api_address=ApiAddress(),
         exposing=Exposing(places),
     )
+
+
+async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) -> None:
+    agent = _agent(places, units, cni)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -32,11 +32,13 @@ class Places:
     services_dir: Path = Path("/data/services")
     # A link that is there if the engine is not ours but the official k3s.
     foreign_engine: Path = Path("/usr/share/skerry/engine-is-k3s")
+    # Kubernetes itself is somebody else's.
+    pods_only: bool = False
 
     @property
     def gate(self) -> bool:
-        """Whether new pods wait for policies to be enforced: the official engine opens no gate."""
-        return not self.foreign_engine.is_symlink()
+        """Whether new pods wait for policies to be enforced: only our engine opens the gate."""
+        return not self.pods_only and not self.foreign_engine.is_symlink()
 
     @property
     def config(self) -> Path:
@@ -67,6 +69,16 @@ class Places:
     def state(self) -> Path:
         """What a server has of the cluster: keys and datastore."""
         return self.data_dir / "server"
+
+    @property
+    def server_kubeconfig(self) -> Path:
+        """As whom the cluster agent asks on a server: as the engine itself.
+
+        Its rights last when the administrators are others. The official engine has the
+        administrator's only.
+        """
+        own = self.data_dir / "server/tls/engine.kubeconfig"
+        return own if own.exists() else self.kubeconfig
 
     @property
     def server_token(self) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance.cni.service import RUN_DIR
-from appliance.kubernetes.no_units import NoUnits
-from appliance.kubernetes.places import SERVER_UNIT, Places
+from appliance.kubernetes import service_account
+from appliance.kubernetes.places import Places
 from image import foreign
 from image.board import Architecture
 from image.errors import BuildError
@@ -42,18 +42,30 @@ def test_the_pods_part_has_all_folders_of_the_agent() -> None:
     assert {
         *(str(places.run_dir), str(places.data_dir), str(places.conflist.parent)),
         *(str(RUN_DIR), str(places.socket.parent), "/run/netns"),
+        str(service_account.FOLDER),
     } <= mounts
+    # A container's own /proc/sys is read-only, and nothing can be mounted below /proc.
+    assert not {one for one in mounts if one.startswith("/proc")}
+    (settings,) = re.findall(r"name: SKERRY_PROC_SYS_NET\n +value: (\S+)", pods)
+    assert settings in mounts
     # Namespaces that the runtime makes later have to be seen as well.
     assert re.search(r"mountPath: /run/netns\n +mountPropagation: HostToContainer", pods)
 
 
-def test_nothing_in_it_asks_kubernetes_or_is_privileged() -> None:
+def test_nothing_in_it_is_privileged() -> None:
     text = foreign.MANIFEST.read_text()
     assert "privileged: true" not in text
-    assert text.count("allowPrivilegeEscalation: false") == 3
-    assert text.count("drop: [ALL]") == 3
+    containers = text.count("image: ")
+    assert text.count("allowPrivilegeEscalation: false") == containers
+    assert text.count("drop: [ALL]") == containers
+    assert text.count("readOnlyRootFilesystem: true") == containers
+
+
+def test_one_container_asks_kubernetes_and_for_one_thing() -> None:
+    text = foreign.MANIFEST.read_text()
     assert text.count("automountServiceAccountToken: false") == 2
-    assert "kind: ClusterRole" not in text
+    assert text.count("name: account") == 2  # the volume, and who mounts it
+    assert re.findall(r"resources: \[(.*)\]\n +verbs: \[(.*)\]", text) == [("nodes", "get, patch")]
 
 
 @pytest.mark.parametrize("name", ["skerry", "skerry:", "skerry/x", "a b/c:1", "Upper/x:1", "/x:1"])
@@ -94,16 +106,3 @@ def test_plugins_are_put_beside_others(tmp_path: Path) -> None:
         "loopback": "our loopback",
     }
     assert (theirs / "loopback").stat().st_mode & 0o777 == 0o755
-
-
-@pytest.mark.anyio
-async def test_without_units_none_is_there_and_none_is_started() -> None:
-    from appliance.kubernetes.errors import UnitError
-    from appliance.kubernetes.keeper import Unit
-
-    units = NoUnits()
-    assert [one.state for one in await units.facts(SERVER_UNIT, "x")] == [Unit.MISSING] * 2
-    with pytest.raises(UnitError, match="pods-only"):
-        await units.start(SERVER_UNIT)
-    await units.stop(SERVER_UNIT)
-    await units.close()
