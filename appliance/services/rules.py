@@ -85,11 +85,12 @@ def switch(ways: Sequence[Way], interface: str, own: str, *, guarded: bool = Fal
         # A backend on this node, asked by its pods: a UDP server that listens on all addresses
         # answers from the one it was asked at only if it is asked from there.
         "input": [f"{ours} snat ip to {own}"],
-        # What was led nowhere is not for whatever else listens at the port on this node.
+        # What was led nowhere is not for whatever else listens at the port on this node. (Answers
+        # to the node itself come for a service's address: it asked as the one that it asked for.)
         "here": [
-            f"ip daddr {SERVICE_RANGE} reject",
+            f"ct status & dnat == 0 ip daddr {SERVICE_RANGE} reject",
             *(
-                f'iifname "{interface}" ct status & dnat == 0 {_asked(way)} reject'
+                f'ct status & dnat == 0 iifname "{interface}" {_asked(way)} reject'
                 for way in ways
                 if way.inward
             ),

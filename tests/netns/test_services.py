@@ -121,6 +121,10 @@ def machines(*nodes: Node) -> Iterator[list[Machine]]:
     try:
         made.extend(map(Machine, nodes))
         yield made
+    except BaseException:
+        for machine in made:
+            print(f"--- services of {machine.node.name}\n{machine.log()}")
+        raise
     finally:
         for machine in made:
             for child in machine.children:
