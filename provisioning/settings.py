@@ -69,6 +69,11 @@ class Settings:
     cluster_bits: int = _setting(
         "bits of a service's address that number its cluster: 0 is one cluster, 4 are 16", default=0
     )
+    api_address: str | None = _setting(
+        "without the tunnel: a free IPv4 address on the servers' LAN, which follows the leader "
+        "of the cluster",
+        default=None,
+    )
     cni: str = _setting(
         "how pods reach each other: native (on the overlay) or flannel (VXLAN over it)",
         default="native",
@@ -98,6 +103,8 @@ class Settings:
             )
         if self.servers not in {1, 3}:
             raise SettingsError(f"servers cannot be {self.servers}", hint="choose 1 or 3")
+        if self.api_address is not None:
+            self._check_api_address(self.api_address)
         if self.cni not in {"native", "flannel"}:
             raise SettingsError(f"cni cannot be {self.cni[:40]!r}", hint="choose native or flannel")
 
@@ -109,6 +116,34 @@ class Settings:
                 f"cluster_bits {self.cluster_bits} does not fit service_cidr {services}",
                 hint=f"choose 0 to {most}: each cluster's part is a /{services.prefixlen} to a "
                 f"/{services.prefixlen + most} then",
+            )
+
+    def _check_api_address(self, text: str) -> None:
+        if self.vpn:
+            raise SettingsError(
+                f"api_address {text[:40]!r} is for networks without the tunnel",
+                hint=f"leave it out: with the tunnel the API's address is in {self.host_range}; or "
+                "turn vpn off",
+            )
+        try:
+            first = ipaddress.IPv4Address(text)
+            last = first + ((1 << self.cluster_bits) - 1)
+        except ValueError as error:
+            raise SettingsError(
+                f"api_address {text[:40]!r} is not an IPv4 address",
+                hint="write it like 192.168.1.250",
+            ) from error
+        # All clusters' addresses: each has the one at its number.
+        for name in ("host_range", "pod_cidr", "service_cidr"):
+            one = ipaddress.IPv4Network(getattr(self, name))
+            if first <= one.broadcast_address and last >= one.network_address:
+                raise SettingsError(
+                    f"api_address {first} is inside {name} {one}",
+                    hint="choose one of the servers' LAN that nobody has, nor DHCP gives away",
+                )
+        if any(one in network for network in _NEVER for one in (first, last)):
+            raise SettingsError(
+                f"api_address {first} is not for machines", hint="choose one like 192.168.1.250"
             )
 
     def _check_ranges(self) -> ipaddress.IPv4Network:

@@ -51,6 +51,14 @@ class MemberFacts(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
 
 
+class ApiFacts(msgspec.Struct, frozen=True):
+    """The address that follows the cluster's leader, empty for none; ``why`` none is in use."""
+
+    address: str = ""
+    why: str = ""
+    hint: str = ""
+
+
 class ClusterFacts(msgspec.Struct, frozen=True):
     """``GET /v1/cluster``; ids are base32, ``network_key`` (the root's public key) hexadecimal.
 
@@ -76,6 +84,7 @@ class ClusterFacts(msgspec.Struct, frozen=True):
     cluster: str = ""
     # Of this node's cluster; None: another cluster has it (the problems say which).
     services: str | None = ""
+    api: ApiFacts = ApiFacts()
 
 
 class SecretFacts(msgspec.Struct, frozen=True):

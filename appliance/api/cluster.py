@@ -52,6 +52,15 @@ class MemberView:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiView:
+    """The address that follows the leader of this node's cluster; ``why`` there is none in use."""
+
+    address: str = ""
+    why: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """The network as Kubernetes on this node needs it.
 
@@ -79,6 +88,7 @@ class ClusterView:
     pods_ipv6: str
     cluster: str
     services: str | None
+    api: ApiView
     problems: tuple[Problem, ...]
     members: tuple[MemberView, ...]
 
@@ -112,6 +122,11 @@ _SETTINGS = {
     "expected_nodes": {"type": ["integer", "null"]},
     "cni": {"enum": ["native", "flannel"]},
 }
+_API = {
+    "address": {"type": "string", "description": "follows the leader; empty: there is none"},
+    "why": {"type": "string", "description": "why there is none in use; empty: it is"},
+    "hint": {"type": "string"},
+}
 _PROBLEM = {
     "code": {"type": "string"},
     "message": {"type": "string"},
@@ -137,6 +152,7 @@ _CLUSTER = {
         "type": ["string", "null"],
         "description": "the range of that cluster's services; null: another cluster has it",
     },
+    "api": {"type": "object", "required": [*_API], "properties": _API},
     "problems": {
         "type": "array",
         "items": {"type": "object", "required": [*_PROBLEM], "properties": _PROBLEM},

@@ -102,6 +102,10 @@ class RangePlan:
         """Say whether this is one of the ranges."""
         return self.read(what) is not None
 
+    def withheld(self, _what: bytes) -> bool:
+        """Say that all ranges are for nodes."""
+        return False
+
     def exhausted(self) -> RangesExhaustedError:
         """Return what to raise when all ranges are claimed."""
         return RangesExhaustedError(

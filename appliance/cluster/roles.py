@@ -280,7 +280,7 @@ class _Place:
             self.view.now,
         )
         self._say(PLAN, grown.plan, self.view.entries.plans.get(self.view.own))
-        if engine.addresses and not self.own.cluster:
+        if engine.addresses:
             claims = self.view.entries.vips
             said = vip.claim(self.view.own, mine, engine.term, claims, self.view.now_ms)
             self._say(VIP, said, claims.get(self.view.own))

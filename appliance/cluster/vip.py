@@ -1,16 +1,16 @@
 """The API's one address: held by the server that leads, as everybody in the overlay sees it.
 
-It is the first address of ``host_range``, which no node is given. A server whose engine leads in a
-term claims it (`cluster_entries.Vip`); the claim of the highest term counts, so a leader of old
-that comes back has nothing. The term is the engine's lease, which a majority of its servers gave.
-Members put the address into the holder's AllowedIPs; the holder puts it on its interface.
+Each cluster has one (`provisioning.clusters.api_address_of`), which no node is given. A server
+whose engine leads in a term claims it (`cluster_entries.Vip`); the claim of the highest term
+counts, so a leader of old that comes back has nothing. The term is the engine's lease, which a
+majority of its servers gave. With a tunnel, members put the address into the holder's AllowedIPs;
+the holder puts it on an interface of its own, without a tunnel on the LAN's.
 
-Only the cluster without a name has one: there is one such address on an overlay.
+A claim counts for the claimant's own cluster, which is its grant's word: so nobody takes another's.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 
 from appliance.cluster.cluster_entries import BUCKET, VERSION, Vip, read
@@ -20,18 +20,13 @@ from appliance.ledger.said import Said
 END = f"/{KIND}"
 
 
-def vip_address(host_range: ipaddress.IPv4Network) -> ipaddress.IPv4Address:
-    """Return the API's address of a network."""
-    return host_range[1]
-
-
 def concerns(bucket: str, key: str) -> bool:
     """Say whether an entry may change who holds it."""
     return bucket == BUCKET and key.endswith(END)
 
 
 def claims(said: Iterable[Said], able: Iterable[bytes]) -> dict[bytes, Vip]:
-    """Return the claims of those who may be servers."""
+    """Return the claims of those who may be servers of one cluster."""
     who = set(able)
     return {node: one for node, one in read(said).vips.items() if node in who}
 

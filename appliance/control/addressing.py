@@ -46,16 +46,22 @@ class Places:
 
 
 def places(
-    own: bytes, view: View, host_range: ipaddress.IPv4Network, members: Collection[bytes]
+    own: bytes,
+    view: View,
+    host_range: ipaddress.IPv4Network,
+    members: Collection[bytes],
+    *,
+    kept: int = 1,
 ) -> Places:
     """Return who has which address, and what this node has to claim for it.
 
-    Claims of nodes that are not in ``members`` count for nothing.
+    Claims of nodes that are not in ``members`` count for nothing. ``kept`` addresses at the
+    bottom are not for nodes (`claims.Addresses`).
     """
     inside = {node: one for node, one in view.claims.items() if node in members or node == own}
     view = View(inside, view.sightings, view.fixed)
     try:
-        decision = claims.decide(own, view, host_range)
+        decision = claims.decide(own, view, host_range, kept=kept)
     except AddressesExhaustedError as error:
         problem = Problem("addresses-exhausted", str(error), error.hint or "")
         return Places(None, _held(view, own), problem=problem)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from appliance.api.cluster import ClusterSettings, ClusterView, MemberView, RangeView
+from appliance.api.cluster import (
+    ApiView,
+    ClusterSettings,
+    ClusterView,
+    MemberView,
+    RangeView,
+)
 from appliance.cluster.ranges import NodeRange, carries_pods
+from appliance.control.api_addresses import cluster_before
 from appliance.control.endpoints import endpoints_of
 from appliance.control.plane import ControlPlane
 from appliance.control.views import state_of
-from appliance.ledger.claims import RANGE_KIND, grant_view
+from appliance.ledger.claims import RANGE_KIND
 from appliance.overlay.addresses import pods_prefix, ula_address
 from appliance.overlay.status import OverlayStatus
 from appliance.problem import Problem
-from provisioning.clusters import cluster_of, rivals, services_of
+from provisioning.clusters import api_address_of, cluster_of, services_of
 from provisioning.keys import id_text
 from provisioning.membership import Member
 
@@ -52,29 +59,21 @@ def cluster_view(plane: ControlPlane, overlay: OverlayStatus, mono: float) -> Cl
         pods_ipv6=str(pods_prefix(network.network_id)),
         cluster=cluster_of(own.labels),
         services=services,
+        api=_api(plane, cluster_of(own.labels)),
         problems=(*problems, *overlay.problems),
         members=tuple(members),
     )
 
 
 def _services(plane: ControlPlane, own: Member) -> tuple[str | None, Problem | None]:
-    """Return the range of services of this node's cluster, or why it has none.
-
-    Of clusters with one range the one has it whose nodes were seen first, as with a grant's count.
-    """
+    """Return the range of services of this node's cluster, or why it has none."""
     settings, cluster = plane.identity.network.settings, cluster_of(own.labels)
     services = str(services_of(settings, cluster))
-    members = {one.node_id: one for one in (*plane.policies.members(), own) if carries_pods(one)}
-    others = rivals(settings, cluster, (cluster_of(one.labels) for one in members.values()))
-    if not others or not carries_pods(own):
+    if not carries_pods(own):
         return services, None
-    view = grant_view(plane.gossip.replica, members.values())
-    first = min(
-        (one for one in members.values() if cluster_of(one.labels) in {cluster, *others}),
-        key=lambda one: view.rank(view.claims[one.node_id]),
-    )
-    holder = cluster_of(first.labels)
-    if holder == cluster:
+    members = (*plane.policies.members(), own)
+    holder = cluster_before(cluster, settings, members, plane.gossip.replica)
+    if holder is None:
         return services, None
     return None, Problem(
         "cluster-services-taken",
@@ -82,6 +81,34 @@ def _services(plane: ControlPlane, own: Member) -> tuple[str | None, Problem | N
         f"which is that of the cluster {holder or 'without a name'}",
         "Make tokens with another name: `skerry token new --cluster NAME`, in a network with "
         "enough cluster_bits.",
+    )
+
+
+def _api(plane: ControlPlane, cluster: str) -> ApiView:
+    """Return the address of the cluster's API, or why there is none."""
+    settings = plane.identity.network.settings
+    address = api_address_of(settings, cluster)
+    if address is None and settings.vpn:
+        return ApiView(
+            why=f"host_range {settings.host_range} has no room for an address of its API",
+            hint="Make the network with a larger host_range, or with fewer cluster_bits.",
+        )
+    if address is None:
+        return ApiView(
+            why="the network has neither a tunnel nor the setting api_address",
+            hint="Make the network with --api-address and a free address of the servers' LAN. "
+            "Without one, say which server: `skerry kubeconfig --server ADDRESS`.",
+        )
+    policies = plane.policies
+    held = (one for one in policies.members() if policies.address_of(one.node_id) == address)
+    taken = next(held, None)
+    if taken is None:
+        return ApiView(str(address))
+    name = policies.name_of(taken)
+    return ApiView(
+        str(address),
+        why=f"the node {name} had it before it was the API's",
+        hint=f"Give that node another: `skerry node address {name} ADDRESS`.",
     )
 
 

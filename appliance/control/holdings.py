@@ -10,10 +10,9 @@ import ipaddress
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from appliance.cluster import vip
-from appliance.cluster.cluster_entries import BUCKET as CLUSTER
 from appliance.cluster.ranges import NodeRange, Ranges, carries_pods, plan_for, range_view, ranges
 from appliance.control.addressing import Places, Write, places
+from appliance.control.api_addresses import api_routes
 from appliance.ledger.claims import (
     ADDRESS_KIND,
     RANGE_KIND,
@@ -23,7 +22,7 @@ from appliance.ledger.claims import (
 )
 from appliance.ledger.rules import RANGE
 from appliance.ledger.state import Replica
-from provisioning.clusters import cluster_of
+from provisioning.clusters import api_addresses_kept
 from provisioning.identity import Identity
 from provisioning.keys import id_text
 from provisioning.membership import Member
@@ -35,7 +34,6 @@ HEARD_SECONDS = 3.0
 ALONE_SECONDS = 10.0
 # A claim that was just made may still lose against one made at the same time.
 STANDS_SECONDS = 2.0
-_SERVING = frozenset({"server", "auto"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,13 @@ class Holdings:
         self._own = identity.node_id
         self._carries = carries_pods(identity.member())
         self._vpn = vpn
+        self._settings = network.settings
+        self._kept = api_addresses_kept(network.settings)
         self._host_range = ipaddress.IPv4Network(network.settings.host_range)
         self._plan = plan_for(network.network_id, network.settings)
         self._carriers: Collection[bytes] = frozenset()
         self._networks: dict[bytes, tuple[str, ...]] = {}
-        self._vip_holder: bytes | None = None
+        self._api_routes: dict[bytes, str] = {}
         # When a range may be claimed, None: now; and since when this node has one.
         self._claim_at: float | None = None
         self._met = False
@@ -99,14 +99,17 @@ class Holdings:
         """Work out who holds what; yield what this node has to write for its own."""
         if self._vpn:
             yield from self._settle_places(replica, members, now_ms)
-            self._vip_holder = _vip_holder(replica, members, now_ms)
+            own = self.places.own
+            taken = {*self.places.others.values(), *(() if own is None else (own,))}
+            self._api_routes = api_routes(self._settings, members, replica, taken, now_ms)
         yield from self._settle_ranges(replica, members, now_ms, mono)
 
     def _settle_places(
         self, replica: Replica, members: Collection[Member], now_ms: int
     ) -> Iterator[Write | Moved]:
         view = self.views[ADDRESS_KIND] = address_view(replica, self._host_range, now_ms)
-        found = places(self._own, view, self._host_range, {one.node_id for one in members})
+        inside = {one.node_id for one in members}
+        found = places(self._own, view, self._host_range, inside, kept=self._kept)
         before, self.places = self.places, found
         if found.write is not None:
             yield found.write
@@ -139,12 +142,12 @@ class Holdings:
 
     @property
     def networks(self) -> Mapping[bytes, tuple[str, ...]]:
-        """What is behind each of the others: its pods' networks, and the API's one address."""
-        holder = self._vip_holder
-        if holder is None or holder == self._own:
+        """What is behind each of the others: its pods' networks, and its cluster's API."""
+        others = {node: one for node, one in self._api_routes.items() if node != self._own}
+        if not others:
             return self._networks
-        api = f"{vip.vip_address(self._host_range)}/32"
-        return {**self._networks, holder: (*self._networks.get(holder, ()), api)}
+        apis = {node: (*self._networks.get(node, ()), one) for node, one in others.items()}
+        return {**self._networks, **apis}
 
     @property
     def own_networks(self) -> tuple[str, ...]:
@@ -166,12 +169,6 @@ class Holdings:
     def standing_range(self, mono: float) -> NodeRange | None:
         """Return this node's range once it may be given to pods."""
         return self.ranges.own if mono >= self._since + STANDS_SECONDS else None
-
-
-def _vip_holder(replica: Replica, members: Collection[Member], now_ms: int) -> bytes | None:
-    able = [one.node_id for one in members if one.roles & _SERVING and not cluster_of(one.labels)]
-    said = (one for one in replica.entries(CLUSTER, now_ms) if one.key.endswith(vip.END))
-    return vip.holder(vip.claims(said, able))
 
 
 def _networks(one: NodeRange) -> tuple[str, ...]:

@@ -149,13 +149,20 @@ class Agent:
                 await self._engine.prepare()
         kept = await self._engine.keep(last.wanted)
         await self._cni.use(last.pods)
-        if self._api_address is not None and last.away is None and last.observed is not None:
-            serves = last.part.kind is Kind.SERVER and self._kube.facts.serves
-            await self._api_address.keep(last.observed, serves=serves)
+        problems += await self._keep_api_address()
         calm = self._tell(kept, (*problems, *kept.problems)) in {State.READY, State.OFF}
         if self._spoke:
             return SOON_SECONDS
         return CALM_SECONDS if calm and not last.part.shared else TURN_SECONDS
+
+    async def _keep_api_address(self) -> tuple[Problem, ...]:
+        last, facts, address = self._last, self._kube.facts, self._api_address
+        if address is None or last.observed is None:
+            return ()
+        serves = last.part.kind is Kind.SERVER and facts.serves
+        away = last.away is not None
+        await address.keep(last.observed, serves=serves, leads=facts.engine.leader, away=away)
+        return address.problems
 
     async def ask_kubernetes(self) -> float:
         """Do the Kubernetes API's part, as slow as that is; return when it is due again."""
@@ -323,6 +330,7 @@ class Agent:
             self._engine.attempts,
             (*problems, *wear.problems),
             wear.writes,
+            None if self._api_address is None else self._api_address.report(),
         )
         self._reporter.tell(report_of(turn))
         return state_of(turn)

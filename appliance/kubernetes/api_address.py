@@ -1,7 +1,8 @@
-"""Puts the API's one address (`cluster.vip`) on this node while it holds it, and takes it away.
+"""Puts the API's address (`cluster.vip`) on this node while it holds it, and takes it away.
 
-On the loopback interface: the supervisor keeps the overlay's own clear of strange addresses, and
-the kernel answers for an address whichever interface it stands on. Root; blocking calls in threads.
+With the tunnel on the loopback interface: the supervisor keeps the overlay's own clear of strange
+addresses, and the kernel answers for an address whichever interface it stands on. Without it on the
+LAN (`lan_address`). Root; blocking calls in threads.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import time
 from collections.abc import Callable
 
 from appliance.cluster import vip
+from appliance.kubernetes.facts import Cluster
+from appliance.kubernetes.lan_address import Lan, LanAddress
 from appliance.kubernetes.observing import Observed
+from appliance.kubernetes.report import ApiReport
 from appliance.ledger.assigned import read_id
+from appliance.problem import Problem
 from provisioning.clusters import cluster_of
 
 log = logging.getLogger(__name__)
@@ -24,39 +30,89 @@ _SERVING = frozenset({"server", "auto"})
 Put = Callable[[str, bool], None]
 
 
-def held_here(observed: Observed, *, serves: bool) -> bool:
-    """Say whether this node is to have the address: it leads by the ledger, and its API answers."""
+def held_here(observed: Observed) -> bool:
+    """Say whether this node is to have the address, by what the ledger says."""
     document = observed.cluster.document
     able = [
         read_id(one.node_id) or b""
         for one in document.members
-        if not _SERVING.isdisjoint(one.roles) and not cluster_of(one.labels)
+        if not _SERVING.isdisjoint(one.roles) and cluster_of(one.labels) == document.cluster
     ]
     holder = vip.holder(vip.claims(observed.said, able))
-    return serves and document.vpn and holder is not None and holder == read_id(document.node_id)
+    return holder is not None and holder == read_id(document.node_id)
 
 
 class ApiAddress:
-    """The address on this node; what an earlier run left is found and taken away too."""
+    """The address on this node; what an earlier run left is found and taken away too.
 
-    def __init__(self, put: Put | None = None) -> None:
+    ``clock`` is monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        put: Put | None = None,
+        lan: Lan | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._put = put or put_on_loopback
+        self._lan = LanAddress(lan or _machine_lan())
+        self._clock = clock
         self._held: bool | None = None
+        self._cluster: Cluster | None = None
+        self.problems: tuple[Problem, ...] = ()
 
-    async def keep(self, observed: Observed, *, serves: bool) -> None:
-        """Make it so. What fails is tried again with the next call."""
-        wanted = held_here(observed, serves=serves)
-        if wanted == self._held:
+    def report(self) -> ApiReport | None:
+        """Return what there is to say of the address; None: nothing is known yet."""
+        if self._cluster is None:
+            return None
+        api = self._cluster.document.api
+        return ApiReport(api.address, self._held is True, api.why, api.hint)
+
+    async def keep(
+        self, observed: Observed, *, serves: bool, leads: bool, away: bool = False
+    ) -> None:
+        """Make it so. What fails is tried again with the next call.
+
+        ``away``: what was observed is of earlier. ``leads``: this node's engine knows of no other
+        leader. A LAN believes whoever spoke last, so it has to hold there besides the claim.
+        """
+        cluster = self._cluster = observed.cluster
+        api = cluster.document.api
+        if not api.address:
             return
-        address = str(vip.vip_address(observed.cluster.hosts))
+        wanted = serves and not api.why and held_here(observed)
         try:
-            await asyncio.to_thread(self._put, address, wanted)
+            if not cluster.document.vpn:
+                held = await asyncio.to_thread(self._keep_on_lan, cluster, wanted and leads)
+            elif not away and wanted != self._held:
+                await asyncio.to_thread(self._put, api.address, wanted)
+                held = wanted
+            else:
+                return
         except OSError as error:
-            log.warning("the API's address %s can't be changed: %s", address, error)
+            log.warning("the API's address %s can't be changed: %s", api.address, error)
             return
-        if wanted or self._held:
-            log.info("the API's address %s is %s", address, "here now" if wanted else "given up")
-        self._held = wanted
+        if held != self._held and (held or self._held):
+            log.info("the API's address %s is %s", api.address, "here now" if held else "given up")
+        self._held = held
+
+    def _keep_on_lan(self, cluster: Cluster, wanted: bool) -> bool:
+        address = ipaddress.IPv4Address(cluster.document.api.address)
+        problem = None
+        if not wanted:
+            self._lan.leave(address)
+        elif cluster.node_addresses:
+            problem = self._lan.keep(address, cluster.node_addresses[0], self._clock())
+        if problem is not None and (problem,) != self.problems:
+            log.warning("%s", problem.message)
+        self.problems = () if problem is None else (problem,)
+        return self._lan.here
+
+
+def _machine_lan() -> Lan:
+    from appliance.kubernetes.lan_edge import MachineLan
+
+    return MachineLan()
 
 
 def put_on_loopback(address: str, on: bool) -> None:

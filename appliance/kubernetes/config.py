@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from appliance.cluster import vip
 from appliance.kubernetes.facts import Cluster
 from appliance.kubernetes.part import Kind, Part
 from appliance.kubernetes.places import API_PORT, Places
@@ -93,6 +92,8 @@ def _server(
 ) -> dict[str, Value]:
     ipv6 = any(ipaddress.ip_address(one).version == 6 for one in node_ips)
     pods = [str(one) for one in cluster.pods if ipv6 or one.version == 4]
+    # Also while a node has it: a server that has to restart when that one moves is none.
+    api = (cluster.document.api.address,) if cluster.document.api.address else ()
     settings: dict[str, Value] = {
         "advertise-address": node_ips[0],
         "cluster-cidr": ",".join(pods),
@@ -103,7 +104,7 @@ def _server(
         "flannel-backend": "none",
         # The ledger gives the ranges, the cluster agent records them (docs/cluster.md).
         "kube-controller-manager-arg": ("allocate-node-cidrs=false",),
-        "tls-san": (cluster.document.name, *node_ips, str(vip.vip_address(cluster.hosts))),
+        "tls-san": (cluster.document.name, *node_ips, *api),
         "write-kubeconfig": str(places.kubeconfig),
         "write-kubeconfig-mode": "0600",
     }

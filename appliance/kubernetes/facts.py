@@ -98,6 +98,8 @@ def check(document: ClusterFacts) -> Cluster:
         )
         for address in document.addresses:
             ipaddress.ip_address(address)
+        if document.api.address:
+            ipaddress.IPv4Address(document.api.address)
         if document.pods_ipv6:
             ipaddress.IPv6Network(document.pods_ipv6)
         return Cluster(

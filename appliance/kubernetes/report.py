@@ -40,6 +40,16 @@ class EngineReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiReport:
+    """The address that follows the leader; ``here``: this node has it; ``why`` none is in use."""
+
+    address: str = ""
+    here: bool = False
+    why: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The document of ``/run/skerry-cluster/status.json``; fields are only ever added."""
 
@@ -53,6 +63,7 @@ class Report:
     cni: str = ""
     nodes: Mapping[str, bool] | None = None
     writes: Writes | None = None
+    api_address: ApiReport | None = None
 
 
 def text(report: Report) -> str:

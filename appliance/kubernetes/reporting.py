@@ -10,7 +10,7 @@ from appliance.kubernetes.keeper import UNITS, Wanted
 from appliance.kubernetes.observing import Observed
 from appliance.kubernetes.part import Kind, Part
 from appliance.kubernetes.places import API_PORT
-from appliance.kubernetes.report import EngineReport, Report, State
+from appliance.kubernetes.report import ApiReport, EngineReport, Report, State
 from appliance.kubernetes.serving import KubeFacts, server_url
 from appliance.kubernetes.wear import Writes
 from appliance.problem import Problem
@@ -29,6 +29,7 @@ class Turn:
     starts: int
     problems: tuple[Problem, ...]
     writes: Writes | None = None
+    api_address: ApiReport | None = None
 
 
 def state_of(turn: Turn) -> State:
@@ -58,6 +59,7 @@ def report_of(turn: Turn) -> Report:
         str(turn.pods.network.ranges[0]) if isinstance(turn.pods, Pods) else "",
         turn.kube.nodes or None,
         turn.writes,
+        turn.api_address,
     )
 
 

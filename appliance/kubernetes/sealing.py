@@ -7,7 +7,6 @@ import hashlib
 import logging
 import secrets
 
-from appliance.cluster import vip
 from appliance.kubernetes import credentials, files
 from appliance.kubernetes.asking import Supervisor
 from appliance.kubernetes.config import Keys
@@ -148,9 +147,10 @@ def public_address(observed: Observed) -> str:
     Of several servers, that is: one alone has an address of its own for life.
     """
     document = observed.cluster.document
-    servers = observed.orders.servers or document.settings.servers
-    if servers > 1 and document.vpn and not document.cluster:
-        return str(vip.vip_address(observed.cluster.hosts))
+    # Orders are for the cluster without a name.
+    ordered = None if document.cluster else observed.orders.servers
+    if (ordered or document.settings.servers) > 1 and not document.api.why:
+        return document.api.address or observed.cluster.node_addresses[0]
     return observed.cluster.node_addresses[0]
 
 

@@ -38,6 +38,7 @@ def words(document: Mapping[str, Any]) -> list[str]:
         ("engine", f"{unit}, {engine.get('state')}" if engine.get("state") else unit),
         ("node", "ready" if document.get("node_ready") else "not ready"),
         ("API", str(document.get("api") or "-")),
+        ("address", _address(document.get("api_address"))),
         ("pods", str(document.get("cni") or "-")),
         ("writes", read_words(document.get("writes"))),
     ]
@@ -51,6 +52,15 @@ def words(document: Mapping[str, Any]) -> list[str]:
         if one.get("hint"):
             lines.append(f"    {_plain(one['hint'])}")
     return lines
+
+
+def _address(one: object) -> str:
+    """Return the words for the address that follows the leader."""
+    if not isinstance(one, dict):
+        return "-"
+    if not one.get("why"):
+        return f"{one.get('address')}{', here' if one.get('here') else ''}"
+    return f"none: {one['why']}. {one.get('hint', '')}"
 
 
 def _plain(value: object) -> str:

@@ -148,15 +148,23 @@ class Plan(Protocol):
     def fixable(self, what: bytes) -> bool:
         """Say whether the operator can give this to a node."""
 
+    def withheld(self, what: bytes) -> bool:
+        """Say whether no node is to begin to claim this; who has it by now keeps it."""
+
     def exhausted(self) -> SkerryError:
         """Return what to raise when everything is claimed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The plan of the nodes' IPv4 overlay addresses."""
+    """The plan of the nodes' IPv4 overlay addresses.
+
+    ``kept``: so many behind the range's first are for the APIs of clusters
+    (`provisioning.clusters`). Networks had nodes there before they were: these stay.
+    """
 
     host_range: ipaddress.IPv4Network
+    kept: int = 1
 
     @property
     def kind(self) -> str:
@@ -176,6 +184,10 @@ class Addresses:
         """Say whether this is an address of the range that may be given away."""
         return in_range(what, self.host_range)
 
+    def withheld(self, what: bytes) -> bool:
+        """Say whether this is one of the APIs' addresses."""
+        return 1 <= int.from_bytes(what) - int(self.host_range.network_address) <= self.kept
+
     def exhausted(self) -> AddressesExhaustedError:
         """Return what to raise when all addresses are claimed."""
         return AddressesExhaustedError(
@@ -193,12 +205,12 @@ class Decision:
     lost_to: bytes | None = None
 
 
-def decide(own: bytes, view: View, host_range: ipaddress.IPv4Network) -> Decision:
+def decide(own: bytes, view: View, host_range: ipaddress.IPv4Network, *, kept: int = 1) -> Decision:
     """Return what to do about this node's address.
 
     :raises AddressesExhaustedError: every address is taken.
     """
-    return settle(own, view, Addresses(host_range))
+    return settle(own, view, Addresses(host_range, kept))
 
 
 def settle(own: bytes, view: View, plan: Plan) -> Decision:
@@ -264,7 +276,7 @@ def _next_free(own: bytes, attempt: int, view: View, plan: Plan) -> Claim:
     if len(taken) < places:
         for one in range(attempt, min(attempt + places, ATTEMPT_MAX)):
             what = plan.at(own, one)
-            if what not in taken:
+            if what not in taken and not plan.withheld(what):
                 return Claim(own, what, one)
     raise plan.exhausted()
 

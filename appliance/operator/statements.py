@@ -33,6 +33,7 @@ from appliance.operator.errors import OperatorError
 from appliance.operator.rootkey import RootKey
 from appliance.overlay.visitors import is_visitor
 from provisioning import codec
+from provisioning.clusters import api_addresses_kept
 from provisioning.errors import FormatError
 from provisioning.keys import SEED_SIZE, id_text, random_bytes
 from provisioning.membership import Member
@@ -326,18 +327,17 @@ class Desk:
     def _check_address(
         self, member: Member, address: ipaddress.IPv4Address, host_range: ipaddress.IPv4Network
     ) -> None:
+        kept = api_addresses_kept(self.root.network.settings)
+        hint = f"choose one from {host_range[kept + 1]} to {host_range[-2]}"
         if address not in host_range:
             raise OperatorError(
-                f"{address} is outside the network's host_range {host_range}",
-                hint=f"choose one from {host_range[2]} to {host_range[-2]}",
+                f"{address} is outside the network's host_range {host_range}", hint=hint
             )
-        uses = {0: "the network's own address", 1: "kept for a gateway", -1: "for broadcasts"}
+        uses = {0: "the network's own address", -1: "for broadcasts"}
+        uses |= dict.fromkeys(range(1, kept + 1), "kept for the API of a cluster")
         for place, use in uses.items():
             if address == host_range[place]:
-                raise OperatorError(
-                    f"{address} is reserved: {use}",
-                    hint=f"choose one from {host_range[2]} to {host_range[-2]}",
-                )
+                raise OperatorError(f"{address} is reserved: {use}", hint=hint)
         view = claims.address_view(self.replica, host_range, self.now_ms)
         self._check_free(member, str(address), address.packed, view)
 

@@ -25,6 +25,8 @@ _GROUPS = 0x1 | 0x10 | 0x100  # links, IPv4 addresses, IPv6 addresses
 _IFF_UP = 0x1
 _IFA_F_UNUSABLE = 0x08 | 0x20 | 0x40  # duplicate, deprecated, tentative
 _IFA_F_TEMPORARY = 0x01
+# An address that leads to this machine and nowhere else (rtnetlink(7)).
+_SCOPE_HOST = 254
 _READ_MAX = 65536
 SETTLE_SECONDS = 0.3
 _POINT_TO_POINT = 31
@@ -68,7 +70,11 @@ def exists(interface: str) -> bool:
 
 
 def uplink_addresses(patterns: tuple[str, ...] | None, *, own: str) -> tuple[UplinkAddress, ...]:
-    """Return the usable addresses of the uplinks that are up, IPv4 first."""
+    """Return the usable addresses of the uplinks that are up, IPv4 first.
+
+    Without those that are for the machine's own use: the API's address, on the LAN, is one of
+    whichever server leads (`appliance.kubernetes.lan_edge`).
+    """
     with IPRoute() as netlink:
         links = {
             link["index"]: (str(link.get("ifname")), int(link.get("mtu") or 1500))
@@ -83,6 +89,8 @@ def uplink_addresses(patterns: tuple[str, ...] | None, *, own: str) -> tuple[Upl
             if name is None or host is None or not is_uplink(name, patterns, own=own):
                 continue
             address = ipaddress.ip_address(host)
+            if one["scope"] == _SCOPE_HOST:
+                continue
             if address.version == 6 and (
                 address.is_link_local or flags & (_IFA_F_UNUSABLE | _IFA_F_TEMPORARY)
             ):

@@ -105,6 +105,7 @@ class FakeSupervisor(Supervisor):
             },
             "range": mine["range"],
             "pods_ipv6": str(pods_prefix(NETWORK)),
+            "api": {"address": "10.10.0.1", "why": "", "hint": ""},
             "problems": [],
             "members": rows,
         }

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from appliance.cluster import vip
 from appliance.cluster.cluster_entries import BUCKET, VERSION, Vip, key_of, value_of
 from appliance.cluster.model import Kind, Wanted
-from appliance.overlay.addresses import claimed_address, usable
 from tests.fakes.control_world import Node, join, make_grant_token
 from tests.fakes.control_world import World as ControlWorld
 from tests.fakes.founding_world import World, member, node_id
@@ -32,14 +29,6 @@ def test_a_leader_claims_once_a_term() -> None:
     assert said == Vip(VERSION, CLUSTER, 3, 7)
     assert vip.claim(A, CLUSTER, 3, {A: claim(3)}, 8) is None
     assert vip.claim(A, CLUSTER, 4, {A: claim(3)}, 8) == Vip(VERSION, CLUSTER, 4, 8)
-
-
-def test_no_node_is_ever_given_the_address() -> None:
-    host_range = ipaddress.IPv4Network("10.10.0.0/24")
-    api = vip.vip_address(host_range)
-    attempts = range(usable(host_range))
-    assert api == ipaddress.IPv4Address("10.10.0.1")
-    assert api not in {claimed_address(A, number, host_range) for number in attempts}
 
 
 def test_only_a_leader_that_serves_claims() -> None:

@@ -143,16 +143,20 @@ async def test_the_operator_opens_what_a_founder_sealed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("servers", "cluster", "address"),
-    [(1, "", "10.10.0.1"), (3, "", "10.11.0.1"), (3, "other", "10.10.0.1")],
+    ("servers", "api", "why", "address"),
+    [
+        (1, "10.10.0.9", "", "10.10.0.1"),
+        (3, "10.10.0.9", "", "10.10.0.9"),
+        (3, "10.10.0.9", "a node has it", "10.10.0.1"),
+        (3, "", "the network has no tunnel", "10.10.0.1"),
+    ],
 )
 async def test_of_several_servers_the_address_that_moves_is_given(
-    tmp_path: Path, servers: int, cluster: str, address: str
+    tmp_path: Path, servers: int, api: str, why: str, address: str
 ) -> None:
     world = make_world(tmp_path)
-    settings = {"servers": servers, "host_range": "10.11.0.0/16"}
-    world.supervisor.document["settings"] |= settings
-    world.supervisor.document["cluster"] = cluster
+    world.supervisor.document["settings"] |= {"servers": servers}
+    world.supervisor.document["api"] = {"address": api, "why": why}
     assert public_address(await Observer(world.supervisor).observe()) == address
 
 

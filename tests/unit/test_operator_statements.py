@@ -226,7 +226,7 @@ def test_labels_are_changed_one_by_one_and_go_back_to_the_grants() -> None:
     [
         ("10.11.0.1", "outside the network's host_range"),
         ("10.10.0.0", "reserved: the network's own"),
-        ("10.10.0.1", "reserved: kept for a gateway"),
+        ("10.10.0.1", "reserved: kept for the API of a cluster"),
         ("10.10.255.255", "reserved: for broadcasts"),
     ],
 )
