@@ -18,34 +18,9 @@ from provisioning.keys import id_text
 if TYPE_CHECKING:
     from appliance.control.actions import Told as ToldBy
     from appliance.control.views import LedgerView
-    from appliance.overlay.service import OverlayStatus
+    from appliance.overlay.status import OverlayStatus, PeerStatus, RefusalStatus
 
 CLUSTER_MAX = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A member of the network as this node sees it."""
-
-    node_id: str
-    name: str
-    addresses: tuple[str, ...]
-    endpoint: str
-    path: str
-    rtt_ms: float | None
-    handshake_age_s: float | None
-    up: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Somebody who was not let in, and why."""
-
-    cause: str
-    detail: str
-    who: str
-    count: int
-    age_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +42,8 @@ class OverlayView:
     mode: str
     addresses: tuple[str, ...]
     listen_port: int
-    peers: tuple[Peer, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    peers: tuple[PeerStatus, ...] = ()
+    refusals: tuple[RefusalStatus, ...] = ()
     # Of this node's pods, IPv4 and IPv6; and why it can have none.
     pod_range: tuple[str, ...] = ()
     no_pods: str = ""
@@ -108,36 +83,15 @@ class Status:
     cluster: Mapping[str, object] | None = None
 
 
-def overlay_view(snapshot: OverlayStatus, *, now: float) -> OverlayView:
-    """Return the part of a snapshot that is told; ``now`` is Unix seconds."""
+def overlay_view(snapshot: OverlayStatus) -> OverlayView:
+    """Return the part of a snapshot that is told."""
     return OverlayView(
         interface=snapshot.interface,
         mode=snapshot.mode,
         addresses=snapshot.addresses,
         listen_port=snapshot.listen_port,
-        peers=tuple(
-            Peer(
-                node_id=id_text(peer.node_id),
-                name=peer.name,
-                addresses=peer.addresses,
-                endpoint=peer.endpoint,
-                path=peer.path,
-                rtt_ms=peer.rtt_ms,
-                handshake_age_s=peer.handshake_age_s,
-                up=peer.up,
-            )
-            for peer in snapshot.peers
-        ),
-        refusals=tuple(
-            Refusal(
-                cause=one.cause,
-                detail=one.detail,
-                who=one.who,
-                count=one.count,
-                age_s=round(max(now - one.at, 0), 1),
-            )
-            for one in snapshot.refusals
-        ),
+        peers=snapshot.peers,
+        refusals=snapshot.refusals,
         pod_range=snapshot.pod_range,
         no_pods=snapshot.no_pods,
     )

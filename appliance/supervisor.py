@@ -376,7 +376,7 @@ class Supervisor:
     def _overlay_view(self) -> OverlayView | None:
         if self._overlay is None:
             return None
-        return overlay_view(self._overlay.snapshot(), now=self._wall_clock())
+        return overlay_view(self._overlay.snapshot())
 
     # The API
 

@@ -372,7 +372,7 @@ def _path(owner: bytes, known: Knowledge) -> Path:
     overlay = known.overlay
     if owner == known.own:
         return Path("self", up=True, interface=overlay.interface)
-    peer = next((one for one in overlay.peers if one.node_id == owner), None)
+    peer = next((one for one in overlay.peers if one.node_id == id_text(owner)), None)
     if peer is None:
         return Path("unmet")
     if overlay.mode == "off":

@@ -51,6 +51,7 @@ from appliance.problem import Problem
 from appliance.status import Told, told_view
 from appliance.store import Store
 from provisioning.identity import Identity
+from provisioning.keys import id_text
 
 log = logging.getLogger(__name__)
 
@@ -161,10 +162,13 @@ class Control:
         shown = self._overlay.snapshot()
         policies = self.plane.policies
         visitors = visitors_of(self.plane)
+        names = {
+            id_text(node): policies.called(node, peer.member.name)
+            for node, peer in self.plane.peers.items()
+            if node not in visitors
+        }
         peers = tuple(
-            replace(one, name=policies.called(one.node_id, one.name))
-            for one in shown.peers
-            if one.node_id not in visitors
+            replace(one, name=names[one.node_id]) for one in shown.peers if one.node_id in names
         )
         held = policies.holdings.standing_range(time.monotonic())
         problem = policies.holdings.ranges.problem

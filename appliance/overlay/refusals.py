@@ -20,18 +20,13 @@ PER_SECOND = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Messages from one host that were refused for one reason. ``at`` is Unix seconds, the last."""
+    """Messages from one host that were refused for one reason; ``at``: the last, monotonic."""
 
     cause: str
     detail: str
     source: str
     count: int
     at: float
-
-    @property
-    def who(self) -> str:
-        """Where they came from."""
-        return self.source
 
 
 @dataclass(slots=True)
@@ -58,7 +53,7 @@ class Refusals:
         key = source.host, cause
         entry = self._entries.pop(key, None)
         count = entry.refusal.count + 1 if entry else 1
-        refusal = Refusal(cause, detail, str(source), count, now.unix)
+        refusal = Refusal(cause, detail, str(source), count, now.mono)
         if entry is None:
             entry = _Entry(refusal, float("-inf"))
         entry.refusal = refusal

@@ -31,7 +31,7 @@ from appliance.overlay.endpoint import Endpoint, parse_endpoint
 from appliance.overlay.errors import OverlayError
 from appliance.overlay.inside import InsideSocket
 from appliance.overlay.mdns import Mdns
-from appliance.overlay.status import OverlayStatus, PeerStatus, peer_status
+from appliance.overlay.status import OverlayStatus, PeerStatus, peer_status, refusal_status
 from appliance.overlay.wireguard import Device, PeerState, PeerTable, WireGuard
 from appliance.problem import Problem
 from appliance.store import Store
@@ -167,7 +167,7 @@ class Overlay:
     def snapshot(self) -> OverlayStatus:
         """Return what is so now, from memory."""
         # WireGuard stamps its handshakes by the machine's clock, whatever the network's time is.
-        brain, unix = self._brain, time.time()
+        brain, unix, mono = self._brain, time.time(), time.monotonic()
         own = [str(brain.ipv4)] if brain.ipv4 else []
         uplink = self._uplinks[0] if self._uplinks else None
         return OverlayStatus(
@@ -176,7 +176,7 @@ class Overlay:
             addresses=(*own, str(brain.ipv6)) if self._vpn else (),
             listen_port=self._config.listen_port,
             peers=tuple(peer_status(peer, unix) for peer in brain.peers.values()),
-            refusals=tuple(brain.refusals),
+            refusals=tuple(refusal_status(one, mono) for one in brain.refusals),
             problems=self._problems(),
             uplink=uplink.interface if uplink else "",
             mtu=MTU if self._vpn or uplink is None else uplink.mtu,

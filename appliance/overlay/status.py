@@ -8,13 +8,17 @@ from appliance.overlay.config import MTU
 from appliance.overlay.peers import Peer
 from appliance.overlay.refusals import Refusal
 from appliance.problem import Problem
+from provisioning.keys import id_text
 
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """A member as it is now. ``rtt_ms`` and ``handshake_age_s``: None if not known."""
+    """A member as it is now; its id is in base32.
 
-    node_id: bytes
+    ``rtt_ms`` and ``handshake_age_s``: None if not known.
+    """
+
+    node_id: str
     name: str
     addresses: tuple[str, ...]
     endpoint: str
@@ -22,6 +26,17 @@ class PeerStatus:
     rtt_ms: float | None
     handshake_age_s: float | None
     up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalStatus:
+    """Somebody who was not let in, and why."""
+
+    cause: str
+    detail: str
+    who: str
+    count: int
+    age_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +52,7 @@ class OverlayStatus:
     addresses: tuple[str, ...]
     listen_port: int
     peers: tuple[PeerStatus, ...]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[RefusalStatus, ...]
     problems: tuple[Problem, ...]
     uplink: str = ""
     mtu: int = MTU
@@ -49,7 +64,7 @@ def peer_status(peer: Peer, unix: float) -> PeerStatus:
     """Return how a peer is at a Unix time."""
     own = [str(peer.ipv4)] if peer.ipv4 else []
     return PeerStatus(
-        node_id=peer.node_id,
+        node_id=id_text(peer.node_id),
         name=peer.member.name,
         addresses=(*own, str(peer.ipv6)),
         endpoint=str(peer.endpoint) if peer.endpoint else "",
@@ -58,3 +73,9 @@ def peer_status(peer: Peer, unix: float) -> PeerStatus:
         handshake_age_s=max(unix - peer.handshake, 0.0) if peer.handshake else None,
         up=peer.up,
     )
+
+
+def refusal_status(refusal: Refusal, mono: float) -> RefusalStatus:
+    """Return a refusal as it is at a monotonic time, whatever the clocks of day say."""
+    age = round(max(mono - refusal.at, 0), 1)
+    return RefusalStatus(refusal.cause, refusal.detail, refusal.source, refusal.count, age)

@@ -14,9 +14,10 @@ from appliance.problem import Problem
 from appliance.status import Told
 from appliance.store import Store
 from provisioning.identity import Identity
+from provisioning.keys import id_text
 
 PEER = PeerStatus(
-    node_id=bytes(16),
+    node_id=id_text(bytes(16)),
     name="node-2",
     addresses=("10.10.0.2",),
     endpoint="10.0.2.3:51820",

@@ -32,6 +32,7 @@ from appliance.ledger.timekeeper import Quality
 from appliance.names.zone import NodeName
 from appliance.overlay.addresses import claimed_address, pods_prefix, ula_address
 from appliance.overlay.status import OverlayStatus, PeerStatus
+from provisioning.keys import id_text
 from provisioning.settings import Settings
 from skerry.__main__ import main
 from tests.fakes.ledger import NOW, Node, entry, network, node, replica, revocation, root_entry
@@ -69,8 +70,8 @@ def witness(
 
 
 PEERS = (
-    PeerStatus(OTHER.node_id, "n2", (), "192.0.2.2:51820", "lan", 0.84, 12.0, up=True),
-    PeerStatus(THIRD.node_id, "n3", (), "192.0.2.3:51820", "lan", None, 3700.0, up=False),
+    PeerStatus(id_text(OTHER.node_id), "n2", (), "192.0.2.2:51820", "lan", 0.84, 12.0, up=True),
+    PeerStatus(id_text(THIRD.node_id), "n3", (), "192.0.2.3:51820", "lan", None, 3700.0, up=False),
 )
 OVERLAY = OverlayStatus("skerry0", "kernel", (), 51820, PEERS, (), ())
 

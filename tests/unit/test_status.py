@@ -15,14 +15,14 @@ from appliance import commands, machine, people, screen
 from appliance.control.actions import Told as ToldBy
 from appliance.control.views import LedgerView
 from appliance.machine import Release
-from appliance.overlay import refusals as overlay_refusals
-from appliance.overlay.service import OverlayStatus, PeerStatus
+from appliance.overlay.clock import Now
+from appliance.overlay.endpoint import Endpoint
+from appliance.overlay.refusals import Refusals
+from appliance.overlay.status import OverlayStatus, PeerStatus, RefusalStatus, refusal_status
 from appliance.people import Console, headline, issue_text, lines_of
 from appliance.problem import Problem
 from appliance.status import (
     OverlayView,
-    Peer,
-    Refusal,
     RefusedToken,
     Status,
     overlay_view,
@@ -57,10 +57,12 @@ READY = replace(
         ("10.10.3.7", "fd00::7"),
         51820,
         (
-            Peer("abc", "node-2", ("10.10.9.1",), "10.0.2.3:51820", "lan", 0.8321, 12.0, up=True),
-            Peer("def", "node-3", (), "", "", None, None, up=False),
+            PeerStatus(
+                "abc", "node-2", ("10.10.9.1",), "10.0.2.3:51820", "lan", 0.8321, 12.0, up=True
+            ),
+            PeerStatus("def", "node-3", (), "", "", None, None, up=False),
         ),
-        (Refusal("expired", "its grant has expired", "10.0.2.9:51820", 3, 75.0),),
+        (RefusalStatus("expired", "its grant has expired", "10.0.2.9:51820", 3, 75.0),),
     ),
 )
 
@@ -163,35 +165,27 @@ def test_age(seconds: float | None, text: str) -> None:
 
 
 def test_the_overlay_is_told() -> None:
+    assert READY.overlay is not None
     snapshot = OverlayStatus(
         interface="skerry0",
         mode="kernel",
         addresses=("10.10.0.1",),
         listen_port=1,
-        peers=(
-            PeerStatus(
-                node_id=bytes(16),
-                name="n",
-                addresses=("10.10.0.2",),
-                endpoint="",
-                path="lan",
-                rtt_ms=None,
-                handshake_age_s=1.5,
-                up=True,
-            ),
-        ),
-        refusals=(overlay_refusals.Refusal("expired", "d", "10.0.0.9:1", count=2, at=990.0),),
+        peers=READY.overlay.peers,
+        refusals=READY.overlay.refusals,
         problems=(),
     )
-    view = overlay_view(snapshot, now=1000.0)
+    view = overlay_view(snapshot)
     assert view == OverlayView(
-        "skerry0",
-        "kernel",
-        ("10.10.0.1",),
-        1,
-        (Peer("a" * 26, "n", ("10.10.0.2",), "", "lan", None, 1.5, up=True),),
-        (Refusal("expired", "d", "10.0.0.9:1", 2, 10.0),),
+        "skerry0", "kernel", ("10.10.0.1",), 1, READY.overlay.peers, READY.overlay.refusals
     )
+
+
+def test_how_long_ago_a_refusal_was_does_not_depend_on_the_clock() -> None:
+    refusals = Refusals()
+    refusals.note("expired", "d", Endpoint("10.0.0.9", 1), Now(mono=90.0, unix=1e9))
+    (told,) = (refusal_status(one, 100.04) for one in refusals)
+    assert told == RefusalStatus("expired", "d", "10.0.0.9:1", 1, 10.0)
 
 
 # The console
