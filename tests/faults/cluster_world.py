@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,18 +29,35 @@ from typing import Any
 
 from image import engine, workloads
 from image.board import Architecture
+from provisioning.clusters import api_address_of
 from provisioning.settings import Settings
 from provisioning.token import Token
 from tests.contract.engine_world import Machine, World
 from tests.faults.cluster_process import places_of
-from tests.netns.lab import ROOT, Lab, Node, run
+from tests.netns.lab import ROOT, Lab, Node, run, wait_until
 from tests.netns.ledger import values
 from tests.netns.operators import Operator
 
-VIP = "10.10.0.1"
 SHARED = Path("/dev/shm")
 _ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 _TAIL = 4000
+
+
+def writes(node: Node, address: str, seconds: float, kubeconfig: Path) -> float:
+    """Return after how many seconds a write through an address was taken from a machine."""
+    clock = (sys.executable, "-m", "tests.faults.api_clock", str(kubeconfig), address)
+    done = subprocess.run(
+        node.command(*clock, str(seconds)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds + 60,
+    )
+    said = f"{node.name} through {address}: {done.stderr.strip()}"
+    print(said, done.stdout.strip(), flush=True)
+    assert done.returncode == 0, said
+    return float(done.stdout)
 
 
 @dataclass
@@ -94,6 +111,7 @@ class Full:
         # What only the kernel knew is lost with the power.
         self.node.ip("addr", "flush", "dev", "lo")
         self.node.ip("addr", "add", "127.0.0.1/8", "dev", "lo")
+        self.node.ip("addr", "flush", "dev", "eth0", "scope", "host")
         run(*self.node.command("nft", "flush", "ruleset"), check=False)
 
     # What is seen
@@ -123,6 +141,19 @@ class Full:
             return {one["metadata"]["name"]: one for one in found["items"]}
         return {}
 
+    def ready(self) -> set[str]:
+        """Return the names of the Nodes that are ready and have their pod ranges."""
+        found = set()
+        for name, one in self.nodes().items():
+            states = {each["type"]: each["status"] for each in one["status"].get("conditions", ())}
+            if states.get("Ready") == "True" and one["spec"].get("podCIDRs"):
+                found.add(name)
+        return found
+
+    def has(self, address: str) -> bool:
+        """Say whether an address is on one of its interfaces."""
+        return f" {address}/32 " in self.node.ip("-4", "addr", "show")
+
     def cluster_ids(self) -> set[str]:
         """Return the ids of all foundings that its ledger has."""
         said = values(self.node, "cluster")
@@ -130,19 +161,7 @@ class Full:
 
     def writes(self, address: str, seconds: float, kubeconfig: Path) -> float:
         """Return after how many seconds a write through an address was taken from here."""
-        clock = (sys.executable, "-m", "tests.faults.api_clock", str(kubeconfig), address)
-        done = subprocess.run(
-            self.node.command(*clock, str(seconds)),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=seconds + 60,
-        )
-        said = f"{self.name} through {address}: {done.stderr.strip()}"
-        print(said, done.stdout.strip(), flush=True)
-        assert done.returncode == 0, said
-        return float(done.stdout)
+        return writes(self.node, address, seconds, kubeconfig)
 
     def told(self) -> str:
         """Return the ends of its logs."""
@@ -162,6 +181,8 @@ class Clusters:
     world: World
     folder: Path
     operator: Operator
+    # The address that follows the leader.
+    api: str
     nodes: list[Full] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
 
@@ -176,7 +197,8 @@ class Clusters:
         try:
             with World(program, pause) as world, Lab() as lab:
                 operator = Operator(lab.folder / "operator", settings=settings)
-                made = Clusters(lab, world, folder, operator)
+                address = str(api_address_of(settings, "") or "")
+                made = Clusters(lab, world, folder, operator, address)
                 try:
                     yield made
                 except BaseException:
@@ -193,6 +215,44 @@ class Clusters:
         node = self.lab.node()
         self.nodes.append(Full(node, self.world, self.folder / node.name))
         return self.nodes[-1]
+
+    def servers(self) -> list[Full]:
+        """Return the nodes that are servers and run."""
+        return [one for one in self.nodes if one.role == "server" and one.agent is not None]
+
+    def leader(self, nodes: Sequence[Full]) -> Full:
+        """Return which of these has the API's address; of two, one just gives it up."""
+
+        def found() -> list[Full]:
+            return [one for one in nodes if one.has(self.api)]
+
+        wait_until(lambda: len(found()) == 1, 60, "one of them has the API's address", every=0.5)
+        return found()[0]
+
+    def grows(self, patience: float) -> None:
+        """Wait until there are three servers, and the API of each tells of all Nodes."""
+        seen: list[int] = []
+
+        def grown() -> bool:
+            count = len(self.servers())
+            if not seen or seen[-1] != count:
+                seen.append(count)
+                self.say(f"{count} servers")
+            return count == 3
+
+        wait_until(grown, patience, "three servers", every=1)
+        names = {one.name for one in self.nodes}
+
+        def working() -> bool:
+            return all(one.ready() == names for one in self.nodes)
+
+        wait_until(working, patience, "each API tells of three ready Nodes", every=2)
+        self.say("each of the three APIs answers")
+        self.one_cluster()
+
+    def one_cluster(self) -> None:
+        """Check that nobody knows of more than one founding."""
+        assert len(set().union(*(one.cluster_ids() for one in self.nodes))) <= 1
 
     def say(self, what: str) -> None:
         """Print what came about, and when."""
