@@ -123,7 +123,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def places_of(folder: Path, socket: Path) -> Places:
     """Return places that are all in one folder, which the machine sees too."""
-    return replace(places_in(folder, socket), run_dir=folder / "run")
+    return replace(
+        places_in(folder, socket), run_dir=folder / "run", services_dir=folder / "services"
+    )
 
 
 if __name__ == "__main__":
