@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import pytest
 
 from appliance.cni import namespaces
-from tests.netns.cni import CniLab, CniNode
+from tests.netns.cni import CniLab
+from tests.netns.cni_overlay import cluster_of, with_pods
 from tests.netns.cni_traffic import traffic
-from tests.netns.lab import PORT, Lab, Network, Node, wait_until
+from tests.netns.lab import PORT, Lab, Network, wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
@@ -53,24 +53,6 @@ def watched(namespace: str, interface: str, seen: list[bytes]) -> Iterator[None]
                 return
 
 
-def info(node: Node) -> dict[str, Any]:
-    return node.api("GET", "/v1/cluster")
-
-
-def with_pods(lab: CniLab, node: Node) -> CniNode:
-    """Start the CNI server of a node with what its supervisor says."""
-    wait_until(lambda: info(node)["range"], 30, "the node has a pod range", every=0.2)
-    said = info(node)
-    settings = said["settings"]
-    return lab.node(
-        node.namespace,
-        ranges=(said["range"]["ipv4"], said["range"]["ipv6"]),
-        direct=(settings["pod_cidr"], settings["host_range"], said["pods_ipv6"]),
-        mtu=said["mtu"],
-        interface=said["interface"],
-    )
-
-
 def pings(packets: Sequence[bytes], ends: set[str]) -> list[bytes]:
     """Return the IPv4 ICMP packets between two addresses."""
     icmp = (
@@ -100,7 +82,7 @@ def test_pods_of_two_nodes_reach_each_other_in_one_encapsulation() -> None:
         # A pod and the other node, by the address that it has for all members.
         assert pod.reaches(two.overlay_addresses()[0])
         # A whole packet passes, and nothing larger.
-        mtu = info(one)["mtu"]
+        mtu = cluster_of(one)["mtu"]
         whole = str(mtu - _IPV4 - _ICMP)
         assert " 0% packet loss" in pod.ping(theirs[0], "-s", whole, "-M", "do")
         inside: list[bytes] = []
