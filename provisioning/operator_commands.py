@@ -22,7 +22,7 @@ from provisioning.keys import id_text
 from provisioning.names import LABELS_MAX, is_name
 from provisioning.network import NetworkInfo
 from provisioning.operator_grants import GrantNote, add_grant, load_grants, note_of
-from provisioning.settings import settings_from
+from provisioning.settings import check_room, settings_from
 from provisioning.token import TEXT_LIMIT, Token, TokenError, TokenFault, make_token
 from skerry import console
 from skerry.errors import UsageError
@@ -36,6 +36,7 @@ def network_new(arguments: argparse.Namespace) -> None:
         if name.startswith("setting_")
     }
     settings = settings_from(given, spelled_out=True)
+    check_room(settings)
     secret = None
     if arguments.passphrase_file:
         secret = _passphrase_in(arguments.passphrase_file)

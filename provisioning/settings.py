@@ -82,7 +82,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         pods = self._check_ranges()
-        most = 32 - POD_HOST_BITS_MIN - pods.prefixlen
+        most = _node_bits_max(pods)
         if not 1 <= self.node_bits <= most:
             raise SettingsError(
                 f"node_bits {self.node_bits} does not fit pod_cidr {self.pod_cidr}",
@@ -164,6 +164,30 @@ class Settings:
         """Return the settings that differ from their defaults, by name."""
         pairs = ((one, getattr(self, one.name)) for one in dataclasses.fields(self))
         return {one.name: value for one, value in pairs if value != one.default}
+
+
+def check_room(settings: Settings) -> None:
+    """Raise SettingsError if more nodes are expected than can have pods.
+
+    For new networks only: one that has too many works, but for the pods of the last ones.
+    """
+    expected, places = settings.expected_nodes or 0, 1 << settings.node_bits
+    if expected <= places:
+        return
+    pods = ipaddress.IPv4Network(settings.pod_cidr)
+    bits, most = (expected - 1).bit_length(), _node_bits_max(pods)
+    raise SettingsError(
+        f"expected_nodes {expected}: pod_cidr {pods} with node_bits {settings.node_bits} has pod "
+        f"ranges for {places} nodes",
+        hint=f"choose node_bits {bits}: each node's range is a /{pods.prefixlen + bits} then"
+        if bits <= most
+        else f"{pods} is enough for {1 << most} nodes at most (node_bits {most}): choose a larger "
+        "pod_cidr",
+    )
+
+
+def _node_bits_max(pods: ipaddress.IPv4Network) -> int:
+    return 32 - POD_HOST_BITS_MIN - pods.prefixlen
 
 
 @dataclass(frozen=True, slots=True)

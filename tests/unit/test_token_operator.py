@@ -152,6 +152,7 @@ def test_a_network_is_found_by_directory_by_name_or_because_it_is_the_only_one(
         ["network", "new", "home", "--service-cidr", "10.244.0.0/20"],
         ["network", "new", "home", "--node-bits", "13"],
         ["network", "new", "home", "--servers", "2"],
+        ["network", "new", "home", "--expected-nodes", "257"],
         ["network", "new", "home", "--update-server", "ftp://x"],
         ["network", "new", "home", "--passphrase-file", "missing"],
         ["network", "show", "nowhere"],

@@ -10,6 +10,7 @@ from provisioning.settings import (
     Settings,
     SettingsError,
     UnknownSettingError,
+    check_room,
     explanations,
     settings_from,
 )
@@ -80,6 +81,18 @@ def test_an_unknown_setting_asks_for_an_update() -> None:
 def test_what_cannot_be_is_refused(given_settings: dict[str, object]) -> None:
     with pytest.raises(SettingsError):
         settings_from(given_settings)
+
+
+def test_a_new_network_has_a_pod_range_for_all_that_are_expected() -> None:
+    for settings in (Settings(), Settings(expected_nodes=256)):
+        check_room(settings)
+    with pytest.raises(SettingsError, match="expected_nodes 300: .* 256 nodes") as caught:
+        check_room(Settings(expected_nodes=300))
+    assert caught.value.hint == "choose node_bits 9: each node's range is a /25 then"
+    check_room(Settings(expected_nodes=300, node_bits=9))
+    with pytest.raises(SettingsError) as caught:
+        check_room(Settings(expected_nodes=5000))
+    assert "4096 nodes at most (node_bits 12): choose a larger pod_cidr" in str(caught.value.hint)
 
 
 def test_the_ranges_of_pods_and_services() -> None:
