@@ -58,6 +58,9 @@ TICK_SECONDS = 5.0
 RETRY_TOKEN_SECONDS = 30.0
 STUCK_SECONDS = 60.0
 LEAST_FREE = 8 * 1024 * 1024
+# Without these the network's end would run.
+_STOPPING = frozenset({"overlay", "identity-unusable"})
+_STARTING = Problem("starting", "the node's end of the network is being started", "Try again soon.")
 
 
 class Supervisor:
@@ -134,13 +137,24 @@ class Supervisor:
         node = node_routes(status=self._get_status, health=self._get_health, token=self._post_token)
         table = {
             **node,
-            **node_list_routes(lambda: self._overlay.nodes() if self._overlay else None),
-            **ledger_routes(lambda: self._overlay.access if self._overlay else None),
-            **secret_routes(lambda: self._overlay.vault if self._overlay else None),
-            **cluster_routes(lambda: self._overlay.cluster() if self._overlay else None),
-            **route_routes(lambda: self._overlay.knowledge() if self._overlay else None),
+            **node_list_routes(lambda: end.nodes() if (end := self._end()) else None),
+            **ledger_routes(lambda: end.access if (end := self._end()) else None),
+            **secret_routes(lambda: end.vault if (end := self._end()) else None),
+            **cluster_routes(lambda: end.cluster() if (end := self._end()) else None),
+            **route_routes(lambda: end.knowledge() if (end := self._end()) else None),
         }
         return described(table)
+
+    def _end(self) -> OverlayEdge | None:
+        """Return the network's end on this node, None if there is no network.
+
+        Raises HttpError if there is a network, and its end does not run.
+        """
+        if self._overlay is not None or self._facts.wants_token:
+            return self._overlay
+        stopped = (one for one in self._facts.reasons if one.code in _STOPPING)
+        why = next(stopped, _STARTING)
+        raise HttpError(HTTPStatus.CONFLICT, f"not now: {why.message}", why.hint)
 
     # The life cycle
 

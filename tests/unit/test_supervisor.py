@@ -369,6 +369,23 @@ async def test_an_overlay_that_does_not_start_is_tried_again(
     assert overlay.calls == ["start", "stop"] * 3
 
 
+async def test_without_its_end_of_the_network_a_node_says_why_and_asks_for_no_token(
+    config: SupervisorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.lifecycle.RETRY_SECONDS", (60.0,))
+    overlay = FakeOverlay(failures=[SkerryError("no WireGuard here", hint="load it")])
+    async with running(config, overlay=overlay) as lab:
+        for path in ("/v1/nodes", "/v1/ledger", "/v1/secret", "/v1/cluster"):
+            with pytest.raises(ApiError, match="no network yet"):
+                await lab.ask("GET", path)
+        await lab.ask("POST", "/v1/token", token_text().encode())
+        await lab.until(lambda: overlay.calls == ["start", "stop"])
+        for path in ("/v1/nodes", "/v1/ledger", "/v1/secret", "/v1/cluster"):
+            with pytest.raises(ApiError, match="not now: no WireGuard here") as caught:
+                await lab.ask("GET", path)
+            assert (caught.value.status, caught.value.hint) == (409, "load it")
+
+
 async def test_a_defect_in_the_round_is_loud_and_not_the_end(
     config: SupervisorConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
