@@ -162,7 +162,7 @@ _CLUSTER = {
         "items": {"type": "object", "required": [*_MEMBER], "properties": _MEMBER},
     },
 }
-_REFUSALS = {HTTPStatus.CONFLICT: "the node is in no network yet"}
+_REFUSALS = {HTTPStatus.CONFLICT: "the node has no network yet, or its end of it does not run"}
 
 
 def cluster_routes(provider: Provider) -> dict[tuple[str, str], Route]:

@@ -106,7 +106,7 @@ def ledger_routes(provider: Callable[[], LedgerAccess | None]) -> dict[tuple[str
     lease = Parameter("lease", "seconds until the entry ends by itself", "integer")
     bucket = {"bucket": "one of GET /v1/ledger"}
     key = {**bucket, "key": "may contain slashes; NAME is ID/NAME of this node where ids lead"}
-    no_network = {HTTPStatus.CONFLICT: "the node has no network yet"}
+    no_network = {HTTPStatus.CONFLICT: "the node has no network yet, or its end of it does not run"}
     no_bucket = {**no_network, HTTPStatus.NOT_FOUND: "there is no such bucket"}
     no_key = {**no_network, HTTPStatus.NOT_FOUND: "there is no such bucket, or the key no value"}
     written = {HTTPStatus.FORBIDDEN: "people do not write there"}

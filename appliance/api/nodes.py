@@ -57,6 +57,8 @@ def node_list_routes(nodes: Nodes) -> dict[tuple[str, str], Route]:
                 "required": ["nodes"],
                 "properties": {"nodes": {"type": "array", "items": _NODE}},
             },
-            refusals={HTTPStatus.CONFLICT: "the node is in no network yet"},
+            refusals={
+                HTTPStatus.CONFLICT: "the node has no network yet, or its end of it does not run"
+            },
         )
     }

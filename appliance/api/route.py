@@ -431,7 +431,7 @@ def route_routes(provider: Callable[[], Knowledge | None]) -> dict[tuple[str, st
                 },
             },
             refusals={
-                HTTPStatus.CONFLICT: "the node is in no network yet",
+                HTTPStatus.CONFLICT: "the node has no network yet, or its end of it does not run",
                 HTTPStatus.BAD_REQUEST: "no address, and no member's name or id",
             },
         )

@@ -65,7 +65,7 @@ def secret_routes(provider: Callable[[], Vault | None]) -> dict[tuple[str, str],
     """Return the routes; ``provider`` gives the secrets, None while the node has no network."""
     api = _SecretApi(provider)
     name = {"name": "1 to 64 of a-z 0-9 . _ -"}
-    no_network = {HTTPStatus.CONFLICT: "the node has no network yet"}
+    no_network = {HTTPStatus.CONFLICT: "the node has no network yet, or its end of it does not run"}
     no_secret = {**no_network, HTTPStatus.NOT_FOUND: "there is none, or not for this node"}
     misfit = {
         HTTPStatus.BAD_REQUEST: "not a name, a role or a value",
