@@ -10,6 +10,7 @@ import base64
 import os
 import platform
 import re
+import secrets
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ tls-san: [cluster.test]
 write-kubeconfig-mode: "0600"
 disable: [unwanted]
 disable-network-policy: true
+secrets-encryption: true
 """
 _EVERYWHERE = """
 apiVersion: apps/v1
@@ -159,6 +161,12 @@ def test_nodes_are_as_the_options_say(cluster: Cluster) -> None:
         assert OFFICIAL or "podCIDR" not in node["spec"]
 
 
+@ours
+def test_no_policies_are_enforced_where_that_is_disabled(cluster: Cluster) -> None:
+    """`test_engine_options.py` has a server that enforces them."""
+    assert "skerry-policy" not in cluster.one.run("nft", "list", "tables")
+
+
 def test_manifests_are_applied_changed_and_removed(cluster: Cluster) -> None:
     cluster.manifest("everywhere.yaml", _EVERYWHERE)
     cluster.manifest("unwanted.yaml", _MAP.format(name="unwanted"))
@@ -196,14 +204,29 @@ def _says_nothing(server: Machine, pod: str) -> bool:
     return server.kubectl("logs", pod, check=False) == ""
 
 
+def test_a_secret_is_not_to_be_read_in_the_datastore(cluster: Cluster) -> None:
+    """Neither in the database nor in its log; the search finds what is no Secret."""
+    plain, hidden = (secrets.token_hex(16) for _ in range(2))
+    cluster.one.kubectl("create", "configmap", "open", f"--from-literal=a={plain}")
+    cluster.one.kubectl("create", "secret", "generic", "hidden", f"--from-literal=a={hidden}")
+    encoded = base64.b64encode(hidden.encode()).decode()
+    assert cluster.one.get("secret", "hidden")["data"] == {"a": encoded}
+    search = f"cat {DATA}/server/db/state.db* | grep -a -c -F"
+    assert int(cluster.one.run("sh", "-c", f"{search} {plain}")) > 0
+    for form in (hidden, encoded):
+        assert cluster.one.run("sh", "-c", f"{search} {form} || true").strip() == "0"
+
+
 def test_a_restarted_server_has_what_it_had_and_its_pods_went_on(cluster: Cluster) -> None:
     wait_until(lambda: len(cluster.pods()) == 2, 90, "pods")
     before = cluster.pods()
     cluster.one.kubectl("create", "configmap", "kept", "--from-literal=a=1")
+    cluster.one.kubectl("create", "secret", "generic", "kept", "--from-literal=a=1")
     assert cluster.one.stop(cluster.server) == 0
     cluster.start_server()
     wait_until(lambda: cluster.ready("one", "two"), 90, "both nodes ready again")
     assert cluster.one.get("cm", "kept")["data"] == {"a": "1"}
+    assert cluster.one.get("secret", "kept")["data"] == {"a": base64.b64encode(b"1").decode()}
     wait_until(lambda: cluster.pods() == before, 30, f"the pods are as they were: {before}")
 
 
@@ -215,9 +238,24 @@ def test_a_server_that_was_killed_starts_again(cluster: Cluster) -> None:
 
 
 def test_a_plain_secret_joins_too(cluster: Cluster) -> None:
+    """Also if the node asks for its certificate more than once.
+
+    At first it has no room to keep one, then it is killed as soon as it has a key to ask with.
+    """
     three = cluster.world.machine("three")
     three.containerd()
-    three.engine("agent", "--server", SERVER, "--token", SECRET)
+    folder, words = f"{DATA}/agent/pki", ("agent", "--server", SERVER, "--token", SECRET)
+    three.run("mkdir", "-p", folder)
+    three.run("mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", folder)
+    process = three.engine(*words)
+    wait_until(lambda: "no space left" in three.log.read_text(), 60, "it has no room")
+    three.stop(process, hard=True)
+    three.run("umount", folder)
+    process = three.engine(*words)
+    look = f"until ls {folder}/kubelet-client* 2>/dev/null; do sleep 0.01; done"
+    three.run("sh", "-c", look)
+    three.stop(process, hard=True)
+    three.engine(*words)
     try:
         wait_until(lambda: cluster.ready("one", "two", "three"), 150, "three joins")
     finally:
@@ -298,10 +336,34 @@ def test_a_join_token_reads_no_secret(cluster: Cluster) -> None:
 
 
 def test_secrets_are_root_only_and_not_in_logs(cluster: Cluster) -> None:
-    private = ("node-token", "token", "tls/server-ca.key")
-    for name in private if not OFFICIAL else private[:2]:
+    private = ("node-token", "token", "cred/encryption-config.json", "tls/server-ca.key")
+    for name in private if not OFFICIAL else private[:3]:
         mode = cluster.one.run("stat", "-L", "-c", "%a", f"{DATA}/server/{name}").strip()
         assert mode == "600", name
     assert cluster.one.run("stat", "-c", "%a", "/etc/rancher/k3s/k3s.yaml").strip() == "600"
     for machine in (cluster.one, cluster.two):
         assert SECRET not in machine.log.read_text()
+
+
+@ours
+def test_with_another_token_who_administered_before_does_so_no_more(cluster: Cluster) -> None:
+    """The last of these tests: a server is revoked, and all that it knew is of no use."""
+    old, config = cluster.one.shared / "old", cluster.one.shared / "config.yaml"
+    old.write_text(cluster.one.run("cat", "/etc/rancher/k3s/k3s.yaml"))
+    before = ("/engine", "kubectl", "--kubeconfig", "/data/shared/old")
+    assert "three" in cluster.one.run(*before, "get", "nodes")
+    other = secrets.token_hex(16)
+    config.write_text(_CONFIG.format(secret=other))
+    assert cluster.one.stop(cluster.server) == 0
+    cluster.start_server()
+    assert "Forbidden" in cluster.one.run(*before, "get", "nodes", check=False)
+    assert cluster.one.run(*before, "auth", "can-i", "get", "pods", check=False).startswith("no")
+    # Nodes that are in stay in, with certificates of their own.
+    wait_until(lambda: cluster.ready("one", "two", "three"), 90, "all nodes are ready")
+    assert cluster.one.get("secret", "kept")["data"] == {"a": base64.b64encode(b"1").decode()}
+    stranger = cluster.two.shared.parent / "late.log"
+    words = ["/engine", "server", "--server", SERVER, "--data-dir", "/tmp/late", "--token", SECRET]
+    words += ["--node-name", "late", "--node-ip", cluster.two.address]
+    assert cluster.two.spawn(words, stranger).wait(90) == 1
+    assert "does not know the token's secret" in stranger.read_text()
+    assert other in cluster.one.run("cat", f"{DATA}/server/node-token")

@@ -52,8 +52,8 @@ func HasIdentity(o *config.Options, now time.Time) bool {
 	return err == nil && now.Before(certificate.NotAfter) && certificate.Subject.CommonName == "system:node:"+o.NodeName
 }
 
-// ensureIdentity leaves a kubeconfig for the kubelet, and returns the one to bootstrap with where it has no
-// certificate yet.
+// ensureIdentity leaves a kubeconfig for the kubelet, or returns the one to ask for its certificate with
+// where it has none yet.
 func ensureIdentity(o *config.Options, c Credentials, now time.Time) (bootstrap string, err error) {
 	if c.Issuer != nil && !(HasIdentity(o, now.Add(60*24*time.Hour)) && issuedBy(o, c.Issuer)) {
 		leaf := certs.Leaf{Name: "system:node:" + o.NodeName, Organisations: []string{"system:nodes"}}
@@ -144,13 +144,18 @@ func Start(ctx context.Context, o *config.Options, c Credentials, facts cluster.
 	if err := files.Write(clientCA, []byte(facts.ClientCA), 0o644); err != nil {
 		return nil, err
 	}
-	kubelet, err := prepareKubelet(o, kubeletConfiguration(o, facts, clientCA, driver), bootstrap)
+	kubelet, err := prepareKubelet(o, kubeletConfiguration(o, facts, clientCA, driver))
 	if err != nil {
 		return nil, err
 	}
 	proxy, err := prepareProxy(o, facts)
 	if err != nil {
 		return nil, err
+	}
+	if bootstrap != "" {
+		if err := obtain(ctx, o, bootstrap); err != nil {
+			return nil, err
+		}
 	}
 	running := []<-chan struct{}{component.Supervise(ctx, "kubelet", kubelet, failed)}
 	client, err := waitForIdentity(ctx, o)

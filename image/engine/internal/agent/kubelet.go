@@ -64,7 +64,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-func prepareKubelet(o *config.Options, made *kubeletconfig.KubeletConfiguration, bootstrap string) (component.Runner, error) {
+func prepareKubelet(o *config.Options, made *kubeletconfig.KubeletConfiguration) (component.Runner, error) {
 	text, err := yaml.Marshal(made)
 	if err != nil {
 		return nil, err
@@ -78,9 +78,6 @@ func prepareKubelet(o *config.Options, made *kubeletconfig.KubeletConfiguration,
 		"config":            path,
 		"hostname-override": o.NodeName,
 		"kubeconfig":        kubeconfigFile(o),
-	}
-	if bootstrap != "" {
-		ours["bootstrap-kubeconfig"] = bootstrap
 	}
 	if len(o.NodeIPs) > 0 {
 		ours["node-ip"] = strings.Join(o.NodeIPs, ",")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	core "k8s.io/api/core/v1"
@@ -26,11 +27,15 @@ const (
 	Deny
 )
 
+// joiningLasts is how long a node that was let in has to make its Node: until then the name is its own. A
+// machine that lost its disk meanwhile, or whose Node was deleted, does not wait longer for its name.
+const joiningLasts = 10 * time.Minute
+
 // Decide judges a request for a kubelet's certificate. `nodes` are all Nodes, `others` all requests.
 //
 // A token lets a machine in under a name that no Node has; so a leaked token does not take over a node
 // that is there. A kubelet may renew its own, and may serve under its own name and addresses.
-func Decide(request *certificatesv1.CertificateSigningRequest, nodes []*core.Node, others []*certificatesv1.CertificateSigningRequest) (Verdict, string) {
+func Decide(request *certificatesv1.CertificateSigningRequest, nodes []*core.Node, others []*certificatesv1.CertificateSigningRequest, now time.Time) (Verdict, string) {
 	for _, condition := range request.Status.Conditions {
 		if condition.Type == certificatesv1.CertificateApproved || condition.Type == certificatesv1.CertificateDenied {
 			return Ignore, ""
@@ -79,6 +84,10 @@ func Decide(request *certificatesv1.CertificateSigningRequest, nodes []*core.Nod
 	if !certificates.IsKubeletClientCSR(parsed, usages) {
 		return Deny, "not the request of a kubelet"
 	}
+	if itself && node == nil {
+		// Else the certificate of a node that was put out would live for ever.
+		return Deny, fmt.Sprintf("there is no Node %s: it was deleted, and its kubelet has not made it again", name)
+	}
 	if itself {
 		return Approve, "a kubelet renews its certificate"
 	}
@@ -89,7 +98,7 @@ func Decide(request *certificatesv1.CertificateSigningRequest, nodes []*core.Nod
 		return Deny, fmt.Sprintf("a Node called %s is there; if this machine takes its place, delete that Node first", name)
 	}
 	for _, other := range others {
-		if other.Name != request.Name && sameNode(other, user) && !bytes.Equal(other.Spec.Request, request.Spec.Request) {
+		if other.Name != request.Name && sameNode(other, user, now) && !bytes.Equal(other.Spec.Request, request.Spec.Request) {
 			return Deny, fmt.Sprintf("another machine is joining as %s", name)
 		}
 	}
@@ -105,14 +114,15 @@ func hasAddress(node *core.Node, address string) bool {
 	return false
 }
 
-// sameNode says whether another key got an approval for this node's user by a token.
-func sameNode(other *certificatesv1.CertificateSigningRequest, user string) bool {
+// sameNode says whether another key got an approval for this node's user by a token just now.
+func sameNode(other *certificatesv1.CertificateSigningRequest, user string, now time.Time) bool {
 	if other.Spec.SignerName != certificatesv1.KubeAPIServerClientKubeletSignerName || !slices.Contains(other.Spec.Groups, cluster.JoiningGroup) {
 		return false
 	}
 	approved := false
 	for _, condition := range other.Status.Conditions {
-		approved = approved || condition.Type == certificatesv1.CertificateApproved
+		recent := now.Sub(condition.LastUpdateTime.Time) < joiningLasts
+		approved = approved || recent && condition.Type == certificatesv1.CertificateApproved
 	}
 	parsed, err := certificates.ParseCSR(other.Spec.Request)
 	return approved && err == nil && parsed.Subject.CommonName == user

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	core "k8s.io/api/core/v1"
@@ -65,9 +66,11 @@ func node(name, address string) *core.Node {
 	return made
 }
 
+var today = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
 func approved(one *request) *request {
 	one = one.DeepCopy()
-	one.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved}}
+	one.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{{Type: certificatesv1.CertificateApproved, LastUpdateTime: meta.NewTime(today)}}
 	return one
 }
 
@@ -83,6 +86,8 @@ func TestWhoGetsACertificate(t *testing.T) {
 	renewal.Spec.Username, renewal.Spec.Groups = "system:node:here", []string{"system:nodes"}
 	rival := approved(client(t, "fresh"))
 	rival.Name = "csr-rival"
+	late := rival.DeepCopy()
+	late.Status.Conditions[0].LastUpdateTime = meta.NewTime(today.Add(-joiningLasts))
 	for _, test := range []struct {
 		name    string
 		request *request
@@ -93,8 +98,12 @@ func TestWhoGetsACertificate(t *testing.T) {
 		{"a new node", fresh, nil, Approve, ""},
 		{"its own request again, with the same key", fresh, []*request{change(approved(fresh), func(r *request) { r.Name = "csr-before" })}, Approve, ""},
 		{"a new node, while another machine takes the name", fresh, []*request{rival}, Deny, "another machine is joining as fresh"},
+		{"a new node, whose rival has made no Node for long", fresh, []*request{late}, Approve, ""},
 		{"a token does not take a node's name", client(t, "here"), nil, Deny, "a Node called here is there"},
 		{"a renewal", renewal, nil, Approve, ""},
+		{"a renewal where the Node was deleted", change(client(t, "gone"), func(r *request) {
+			r.Spec.Username, r.Spec.Groups = "system:node:gone", []string{"system:nodes"}
+		}), nil, Deny, "no Node gone"},
 		{"a renewal for another", change(renewal, func(r *request) { r.Spec.Username = "system:node:other" }), nil, Deny, "may not join"},
 		{"a token of servers joins no nodes", change(fresh, func(r *request) { r.Spec.Groups = []string{cluster.ServerGroup} }), nil, Deny, "may not join"},
 		{"anybody", change(fresh, func(r *request) { r.Spec.Groups = []string{"system:authenticated"} }), nil, Deny, "may not join"},
@@ -113,7 +122,7 @@ func TestWhoGetsACertificate(t *testing.T) {
 		{"serving under more names", serving(t, "here", []string{"here", "kubernetes"}, "10.0.0.1"), nil, Deny, "kubernetes"},
 		{"serving, asked by a token", change(serving(t, "here", []string{"here"}, "10.0.0.1"), func(r *request) { r.Spec.Groups = []string{cluster.JoiningGroup} }), nil, Deny, "only a kubelet"},
 	} {
-		verdict, why := Decide(test.request, nodes, test.others)
+		verdict, why := Decide(test.request, nodes, test.others, today)
 		if verdict != test.want || !strings.Contains(why, test.why) {
 			t.Errorf("%s: %d %q", test.name, verdict, why)
 		}

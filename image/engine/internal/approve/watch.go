@@ -65,7 +65,7 @@ func Run(ctx context.Context, client kubernetes.Interface) error {
 
 func settle(ctx context.Context, client kubernetes.Interface, request *certificatesv1.CertificateSigningRequest, lists func() ([]*core.Node, []*certificatesv1.CertificateSigningRequest)) error {
 	nodes, others := lists()
-	verdict, why := Decide(request, nodes, others)
+	verdict, why := Decide(request, nodes, others, time.Now())
 	switch verdict {
 	case Ignore:
 		return nil

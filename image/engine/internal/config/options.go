@@ -42,9 +42,11 @@ type Options struct {
 	Kubeconfig       string
 	KubeconfigMode   os.FileMode
 	ClusterInit      bool
-	APIServerArgs    []string
-	ControllerArgs   []string
-	SchedulerArgs    []string
+	// SecretsEncryption asks for Secrets to be encrypted in the datastore of a cluster that is founded.
+	SecretsEncryption bool
+	APIServerArgs     []string
+	ControllerArgs    []string
+	SchedulerArgs     []string
 
 	portText, modeText string
 }

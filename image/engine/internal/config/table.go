@@ -61,6 +61,7 @@ var table = []option{
 	{"write-kubeconfig", text, true, "where the administrator's kubeconfig is written", func(o *Options, v []string) { o.Kubeconfig = last(v) }},
 	{"write-kubeconfig-mode", text, true, "its mode, octal", func(o *Options, v []string) { o.modeText = last(v) }},
 	{"cluster-init", flag, true, "keep the state in embedded etcd, so that servers can join", func(o *Options, v []string) { o.ClusterInit = last(v) == "true" }},
+	{"secrets-encryption", flag, true, "encrypt Secrets in the datastore, from the founding on", func(o *Options, v []string) { o.SecretsEncryption = last(v) == "true" }},
 	{"kube-apiserver-arg", extra, true, "NAME=VALUE for the API server", func(o *Options, v []string) { o.APIServerArgs = v }},
 	{"kube-controller-manager-arg", extra, true, "NAME=VALUE for the controller manager", func(o *Options, v []string) { o.ControllerArgs = v }},
 	{"kube-scheduler-arg", extra, true, "NAME=VALUE for the scheduler", func(o *Options, v []string) { o.SchedulerArgs = v }},

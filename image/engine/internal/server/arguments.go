@@ -51,7 +51,7 @@ func localServer(o *config.Options) string {
 	return "https://" + net.JoinHostPort(host, strconv.Itoa(o.Port))
 }
 
-func apiServerArguments(o *config.Options, p *pki, store *datastore.Running) ([]string, error) {
+func apiServerArguments(o *config.Options, p *pki, store *datastore.Running, encryption string) ([]string, error) {
 	authentication := o.ServerDir("etc", "authentication.yaml")
 	if err := files.Write(authentication, []byte(anonymous), 0o600); err != nil {
 		return nil, err
@@ -90,6 +90,9 @@ func apiServerArguments(o *config.Options, p *pki, store *datastore.Running) ([]
 	}
 	if o.AdvertiseAddress == "" {
 		delete(ours, "advertise-address")
+	}
+	if encryption != "" {
+		ours["encryption-provider-config"] = encryption
 	}
 	if store.CAFile != "" {
 		ours["etcd-cafile"], ours["etcd-certfile"], ours["etcd-keyfile"] = store.CAFile, store.CertFile, store.KeyFile

@@ -85,12 +85,14 @@ type binding struct {
 	rules                 []rbac.PolicyRule // of a role that is ours; nil for one of Kubernetes'
 }
 
-func bindings() []binding {
+// bindings returns who may what; `administrators` is their group.
+func bindings(administrators string) []binding {
 	get := func(resource, name string) []rbac.PolicyRule {
 		return []rbac.PolicyRule{{APIGroups: []string{""}, Resources: []string{resource}, ResourceNames: []string{name}, Verbs: []string{"get"}}}
 	}
 	watch := []string{"get", "list", "watch"}
 	return []binding{
+		{name: "skerry:administrators", role: "cluster-admin", group: administrators},
 		{name: "skerry:kubelet-api", role: "system:kubelet-api-admin", user: kubeletClient},
 		{name: "skerry:node-bootstrapper", role: "system:node-bootstrapper", group: cluster.JoiningGroup},
 		{name: "skerry:node-proxier", role: "system:node-proxier", group: "system:nodes"},
@@ -149,7 +151,7 @@ func clusterInfo(server string, ca []byte) (map[string]string, error) {
 
 // keepObjects brings the engine's own objects into the cluster; a failure is tried again, since the API
 // server makes some of the namespaces only after it is ready.
-func keepObjects(ctx context.Context, client kubernetes.Interface, tokens []joinToken, facts cluster.Facts, server string, ca []byte) error {
+func keepObjects(ctx context.Context, client kubernetes.Interface, s *secrets, facts cluster.Facts, server string, ca []byte) error {
 	factsData, err := facts.Encode()
 	if err != nil {
 		return err
@@ -160,12 +162,12 @@ func keepObjects(ctx context.Context, client kubernetes.Interface, tokens []join
 	}
 	for attempt := 0; ; attempt++ {
 		err := func() error {
-			for _, one := range bindings() {
+			for _, one := range bindings(s.serverKeys.Administrators()) {
 				if err := one.apply(ctx, client); err != nil {
 					return fmt.Errorf("keeping %s: %w", one.name, err)
 				}
 			}
-			for _, one := range tokens {
+			for _, one := range s.joinTokens() {
 				if err := one.apply(ctx, client); err != nil {
 					return err
 				}

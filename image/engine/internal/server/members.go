@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/url"
@@ -33,13 +34,25 @@ const (
 	sealPurpose = "server bootstrap v1"
 )
 
-// bundle is what a joining server gets: the files that all servers share.
+// bundle is what a joining server gets: the files that all servers share. The key of Secrets is among
+// them, if the cluster was founded with one.
 type bundle map[string][]byte
 
-func readBundle(folder string) (bundle, error) {
+// sharedPath is where a server keeps a file of the bundle.
+func sharedPath(o *config.Options, name string) string {
+	if name == encryptionFile {
+		return o.ServerDir("cred", name)
+	}
+	return o.ServerDir("tls", name)
+}
+
+func readBundle(o *config.Options) (bundle, error) {
 	made := bundle{}
-	for _, name := range sharedFiles() {
-		content, err := os.ReadFile(filepath.Join(folder, name))
+	for _, name := range append(sharedFiles(), encryptionFile) {
+		content, err := os.ReadFile(sharedPath(o, name))
+		if name == encryptionFile && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading what servers share: %w", err)
 		}
@@ -50,8 +63,8 @@ func readBundle(folder string) (bundle, error) {
 
 // publish keeps the cluster's keys where a joining server finds them, sealed with the server token: a
 // reader of the API, of the datastore or of its backups, has nothing without it.
-func publish(ctx context.Context, client kubernetes.Interface, keys token.Keys, folder string) error {
-	shared, err := readBundle(folder)
+func publish(ctx context.Context, client kubernetes.Interface, keys token.Keys, o *config.Options) error {
+	shared, err := readBundle(o)
 	if err != nil {
 		return err
 	}
@@ -126,14 +139,14 @@ func receive(ctx context.Context, o *config.Options) error {
 		return fmt.Errorf("the keys that %s gave are not of the CA that the token proves", o.Join)
 	}
 	for name, content := range opened {
-		if !slices.Contains(sharedFiles(), name) {
+		if name != encryptionFile && !slices.Contains(sharedFiles(), name) {
 			continue
 		}
 		mode := os.FileMode(0o600)
 		if filepath.Ext(name) == ".crt" {
 			mode = 0o644
 		}
-		if err := files.Write(filepath.Join(folder, name), content, mode); err != nil {
+		if err := files.Write(sharedPath(o, name), content, mode); err != nil {
 			return err
 		}
 	}

@@ -65,8 +65,9 @@ func ensurePKI(folder string, now time.Time) (*pki, error) {
 	return made, nil
 }
 
-// leaves makes the certificates of this server's components.
-func (p *pki) leaves(o *config.Options, now time.Time) error {
+// leaves makes the certificates of this server's components, and the administrator's. The latter is of a
+// group that has its rights by a binding: those of `system:masters` could never be taken back.
+func (p *pki) leaves(o *config.Options, administrators string, now time.Time) error {
 	names := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + o.ClusterDomain, "localhost", o.NodeName}
 	addresses := append([]string{"127.0.0.1", "::1"}, o.NodeIPs...)
 	addresses = append(addresses, o.FirstServiceIPs()...)
@@ -86,7 +87,7 @@ func (p *pki) leaves(o *config.Options, now time.Time) error {
 		"kube-apiserver":         {p.serving, certs.Leaf{Name: "kube-apiserver", Server: true, Names: slices.Compact(names), Addresses: slices.Compact(addresses)}},
 		"kube-apiserver-kubelet": {p.client, certs.Leaf{Name: kubeletClient}},
 		"front-proxy":            {p.front, certs.Leaf{Name: "front-proxy-client"}},
-		"admin":                  {p.client, certs.Leaf{Name: "system:admin", Organisations: []string{"system:masters"}}},
+		"admin":                  {p.client, certs.Leaf{Name: "system:admin", Organisations: []string{administrators}}},
 		"engine":                 {p.client, certs.Leaf{Name: "skerry:engine", Organisations: []string{"system:masters"}}},
 		"controller-manager":     {p.client, certs.Leaf{Name: "system:kube-controller-manager"}},
 		"scheduler":              {p.client, certs.Leaf{Name: "system:kube-scheduler"}},

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	authorization "k8s.io/api/authorization/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apinet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -58,10 +60,14 @@ func Run(ctx context.Context, o *config.Options, notifier *notify.Notifier) erro
 	if err != nil {
 		return err
 	}
-	if err := certificates.leaves(o, time.Now()); err != nil {
+	if err := certificates.leaves(o, secrets.serverKeys.Administrators(), time.Now()); err != nil {
 		return err
 	}
 	if err := secrets.write(o, certificates.serving.PEM); err != nil {
+		return err
+	}
+	encryption, err := ensureEncryption(o)
+	if err != nil {
 		return err
 	}
 	inner, cancel := context.WithCancelCause(ctx)
@@ -71,7 +77,7 @@ func Run(ctx context.Context, o *config.Options, notifier *notify.Notifier) erro
 		return cause(inner, err)
 	}
 	defer store.Stop()
-	return serve(inner, o, certificates, secrets, store, notifier)
+	return serve(inner, o, certificates, secrets, store, encryption, notifier)
 }
 
 func factsOf(o *config.Options, clientCA string) cluster.Facts {
@@ -82,14 +88,14 @@ func factsOf(o *config.Options, clientCA string) cluster.Facts {
 }
 
 // serve runs everything above the datastore, and ends it in order.
-func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, store *datastore.Running, notifier *notify.Notifier) error {
+func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, store *datastore.Running, encryption string, notifier *notify.Notifier) error {
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	failed := func(err error) { cancel(err) }
 	apiContext, stopAPI := context.WithCancel(context.WithoutCancel(parent))
 	defer stopAPI()
 
-	words, err := apiServerArguments(o, p, store)
+	words, err := apiServerArguments(o, p, store, encryption)
 	if err != nil {
 		return err
 	}
@@ -126,20 +132,20 @@ func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, 
 	if err != nil {
 		return err
 	}
-	if err := p.writeAdmin(o, localServer(o)); err != nil {
-		return err
-	}
 	for name, run := range upper {
 		ended = append(ended, component.Supervise(ctx, name, run, failed))
 	}
 
 	facts := factsOf(o, string(p.client.PEM))
 	public := "https://" + net.JoinHostPort(publicAddress(o), strconv.Itoa(o.Port))
-	if err := keepObjects(ctx, client, secrets.joinTokens(), facts, public, p.serving.PEM); err != nil {
+	if err := keepObjects(ctx, client, secrets, facts, public, p.serving.PEM); err != nil {
+		return cause(ctx, err)
+	}
+	if err := admit(ctx, o, p); err != nil {
 		return cause(ctx, err)
 	}
 	if store.Several {
-		if err := publish(ctx, client, secrets.serverKeys, o.ServerDir("tls")); err != nil {
+		if err := publish(ctx, client, secrets.serverKeys, o); err != nil {
 			return cause(ctx, fmt.Errorf("keeping what servers share: %w", err))
 		}
 	}
@@ -164,6 +170,43 @@ func serve(parent context.Context, o *config.Options, p *pki, secrets *secrets, 
 	}
 	<-ctx.Done()
 	return cause(ctx, nil)
+}
+
+// admit writes the administrator's kubeconfig, and returns once it has its rights: the API server hears of
+// their binding a moment after it is kept.
+func admit(ctx context.Context, o *config.Options, p *pki) error {
+	if err := p.writeAdmin(o, localServer(o)); err != nil {
+		return err
+	}
+	path, err := p.kubeconfigFor("admin", localServer(o))
+	if err != nil {
+		return err
+	}
+	admin, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(admin)
+	if err != nil {
+		return err
+	}
+	all := &authorization.SelfSubjectAccessReview{Spec: authorization.SelfSubjectAccessReviewSpec{
+		ResourceAttributes: &authorization.ResourceAttributes{Verb: "*", Group: "*", Resource: "*"},
+	}}
+	for attempt := 1; ; attempt++ {
+		answer, err := client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, all, meta.CreateOptions{})
+		if err == nil && answer.Status.Allowed {
+			return nil
+		}
+		if attempt%100 == 0 {
+			klog.Warningf("the administrator has no rights yet (%v)", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 func prepareUpper(o *config.Options, p *pki, several bool) (map[string]component.Runner, error) {

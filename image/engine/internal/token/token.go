@@ -126,6 +126,12 @@ func (k Keys) Bootstrap(class Class) (id, secret string) {
 	return k.text("bootstrap id "+string(class), 6), k.text("bootstrap secret "+string(class), 16)
 }
 
+// Administrators returns the group of those who administer the cluster while its secret is this one: with
+// a new secret, certificates of the group before have no rights any more.
+func (k Keys) Administrators() string {
+	return "skerry:administrators:" + k.text("administrators", 16)
+}
+
 // Seal encrypts for whoever knows the secret; `purpose` is authenticated with it.
 func (k Keys) Seal(purpose string, plain []byte) ([]byte, error) {
 	aead, err := k.aead(purpose)

@@ -55,6 +55,16 @@ func TestBootstrapTokens(t *testing.T) {
 	}
 }
 
+func TestAnotherSecretHasOtherAdministrators(t *testing.T) {
+	group := keys(t, secret).Administrators()
+	if !strings.HasPrefix(group, "skerry:administrators:") || group != keys(t, secret).Administrators() {
+		t.Error(group)
+	}
+	if keys(t, secret+"x").Administrators() == group {
+		t.Error("who administered before still does")
+	}
+}
+
 func TestSealing(t *testing.T) {
 	sealed, err := keys(t, secret).Seal("purpose", []byte("the keys"))
 	if err != nil || bytes.Contains(sealed, []byte("the keys")) {
