@@ -21,6 +21,7 @@ from appliance.names.hostname import want_host_name
 from appliance.names.link import publish_ranges
 from appliance.names.ranges import HOST, NamesError, Ranges
 from appliance.names.server import PORT, Resolver
+from appliance.names.services import Addresses, ServiceNames
 from appliance.names.zone import NodeName, Zone, zone_of
 from appliance.problem import Problem
 from provisioning.identity import Identity
@@ -39,27 +40,38 @@ class NameTable:
     """The current zone. Looks at the members only when asked, and at most once per second."""
 
     def __init__(
-        self, members: Members, ranges: Ranges, *, clock: Callable[[], float] = time.monotonic
+        self,
+        members: Members,
+        ranges: Ranges,
+        services: Callable[[], Addresses] = dict,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._members = members
         self._ranges = ranges
+        self._services = services
         self._clock = clock
         self._known: tuple[NodeName, ...] = ()
+        self._reached: Addresses = {}
         self._looked = float("-inf")
         self._zone: Zone | None = None
 
     def __call__(self) -> Zone | None:
-        """Return the zone; it is made anew only if a member, name or address changed.
+        """Return the zone; it is made anew only if a member, service, name or address changed.
 
         None: the members are not known yet. Once they were, the last that was known stays.
         """
         now = self._clock()
         if self._zone is None or now - self._looked >= FRESH_SECONDS:
-            members = self._members()
+            members, services = self._members(), self._services()
             self._looked = now
-            if members is not None and (self._zone is None or tuple(members) != self._known):
-                self._known = tuple(members)
-                self._zone = zone_of(self._known, self._ranges)
+            known = self._known if members is None else tuple(members)
+            never = self._zone is None
+            if never and members is None:
+                return None
+            if never or known != self._known or services != self._reached:
+                self._known, self._reached = known, services
+                self._zone = zone_of(known, self._ranges, services)
         return self._zone
 
 
@@ -77,7 +89,8 @@ class Names:
     ) -> None:
         self._run_dir = run_dir
         self._ranges = ranges
-        self._resolver = Resolver(NameTable(members, ranges), host=host, port=port)
+        table = NameTable(members, ranges, ServiceNames(run_dir))
+        self._resolver = Resolver(table, host=host, port=port)
         self._called = ""
         self._trouble: SkerryError | None = None
         self._retry: asyncio.Task[None] | None = None

@@ -1,7 +1,8 @@
 """What this node knows of the members' names, and what it answers about them. Pure.
 
 The forward zone is ``skerry.internal``. Every member is there under its node id, and under its
-name; of several with one name the earliest has it. The reverse zones are those of the network's
+name; of several with one name the earliest has it. Services that this node reaches are below
+``svc.skerry.internal``. The reverse zones are those of the network's
 host range and of its IPv6 prefix. We are the authority for these, and answer about nothing else.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from appliance.names import wire
 from appliance.names.ranges import DOMAIN, Ranges
@@ -26,6 +27,7 @@ UDP_LIMIT = 1232
 TCP_LIMIT = 65535
 
 _DOMAIN = wire_name(DOMAIN)
+_SERVICES = wire_name(f"svc.{DOMAIN}")
 _IP6_ARPA = wire_name("ip6.arpa")
 # Zones without servers in the public tree name themselves and nobody (RFC 6303, 3).
 _SERIAL, _REFRESH, _RETRY, _EXPIRE = 1, 3600, 1200, 604800
@@ -58,12 +60,18 @@ class Zone:
     pointers: Mapping[bytes, bytes]
     branches: tuple[bytes, ...]
     apexes: frozenset[bytes]
+    services: Mapping[bytes, ipaddress.IPv4Address] = field(default_factory=dict)
 
 
-def zone_of(members: Iterable[NodeName], ranges: Ranges) -> Zone:
+def zone_of(
+    members: Iterable[NodeName],
+    ranges: Ranges,
+    services: Mapping[str, ipaddress.IPv4Address] | None = None,
+) -> Zone:
     """Return the zone of these members. Of those with one name the lowest (since, id) has it.
 
     A node's id is never anybody's name; what can't be a name is not served as one.
+    ``services`` have their own domain, so no member is mistaken for one.
     """
     ordered = sorted(members, key=lambda one: (one.since, one.node_id))
     ids = [_member(id_text(one.node_id)) for one in ordered]
@@ -84,6 +92,11 @@ def zone_of(members: Iterable[NodeName], ranges: Ranges) -> Zone:
         pointers,
         tuple(sorted(name[::-1] for name in pointers)),
         frozenset((_DOMAIN, *map(wire_name, ranges.reverse_zones()))),
+        {
+            _label(name) + _SERVICES: address
+            for name, address in (services or {}).items()
+            if is_name(name)
+        },
     )
 
 
@@ -130,6 +143,10 @@ def _records(name: bytes, apex: int, zone: Zone) -> tuple[Record, ...] | None:
         four = (Record(0, Type.A, TTL, ipv4.packed),) if ipv4 else ()
         six = (Record(0, Type.AAAA, TTL, ipv6.packed),) if ipv6 else ()
         return four + six
+    if name in zone.services:
+        return (Record(0, Type.A, TTL, zone.services[name].packed),)
+    if name == _SERVICES and zone.services:
+        return ()
     if name in zone.pointers:
         return (Record(0, Type.PTR, TTL, zone.pointers[name]),)
     backwards = name[::-1]
@@ -159,7 +176,11 @@ def _places(name: bytes) -> Iterator[int]:
 
 
 def _member(label: str) -> bytes:
-    return bytes((len(label),)) + label.encode("ascii") + _DOMAIN
+    return _label(label) + _DOMAIN
+
+
+def _label(label: str) -> bytes:
+    return bytes((len(label),)) + label.encode("ascii")
 
 
 def _reverse_name(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:

@@ -28,7 +28,12 @@ def register(subparsers: Actions) -> None:
     _places(expose)
     expose.set_defaults(handler=_handler("expose"))
     connect = actions.add_parser("connect", help="reach a service from this node and its pods")
-    connect.add_argument("name", metavar="NAME")
+    connect.add_argument("name", metavar="NAME", nargs="?")
+    connect.add_argument(
+        "--cluster",
+        metavar="CLUSTER",
+        help="all that members of this cluster offer, as it comes and goes ('': that without name)",
+    )
     connect.add_argument("--port", type=int, metavar="LOCAL", help="instead of the service's own")
     connect.add_argument(
         "--from",
@@ -41,7 +46,8 @@ def register(subparsers: Actions) -> None:
     _places(connect)
     connect.set_defaults(handler=_handler("connect"))
     remove = actions.add_parser("rm", help="offer or reach a service no longer")
-    remove.add_argument("name", metavar="NAME")
+    remove.add_argument("name", metavar="NAME", nargs="?")
+    remove.add_argument("--cluster", metavar="CLUSTER", help="of this cluster, what was not named")
     _places(remove)
     remove.set_defaults(handler=_handler("remove"))
     ls = actions.add_parser("ls", help="the services of the network, and how they are")

@@ -7,6 +7,7 @@ end with their leases. What cannot be asked now is left as it is.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from appliance.api.client import ApiError, call
+from appliance.names.services import publish
 from appliance.problem import Problem
 from appliance.services import kernel, probes, wishes
 from appliance.services.errors import ServiceError
@@ -33,6 +35,8 @@ TURN_SECONDS = 1.0
 # The kernel is told again although nothing changed: somebody may have flushed its rules.
 AGAIN_SECONDS = 60.0
 STATUS = "status.json"
+# Its time is that of the last turn; people are told when it is older than this.
+STATUS_SECONDS = 15.0
 _FORWARDING = "forwarding-is-ours"
 
 
@@ -64,6 +68,8 @@ class Daemon:
     applied: tuple[tuple[Way, ...], str, str, bool] | None = None
     applied_at: float = float("-inf")
     untidy: bool = False
+    names: tuple[tuple[str, str], ...] | None = None
+    problems: tuple[Problem, ...] = ()
     wishes: Wishes = field(default_factory=Wishes)
 
     def turn(self) -> None:
@@ -100,6 +106,9 @@ class Daemon:
         made = plan(self.wishes, observed.network, observed.offers, well, kubernetes)
         self._apply(made, observed.interface, own.ipv4)
         self._offer(made.offers, observed.own_keys)
+        if made.names != self.names:
+            publish(self.places.run_dir, made.names)
+            self.names = made.names
         return made.problems
 
     def _apply(self, made: Plan, interface: str, own: str) -> None:
@@ -140,15 +149,23 @@ class Daemon:
             self.written.pop(key, None)
 
     def _say(self, problems: Iterable[Problem]) -> None:
+        """Log what is new, and write what is so: people ask (`skerry service ls`)."""
+        said = tuple(problems)
+        for one in set(said) - set(self.problems):
+            log.warning("%s%s", one.message, f" ({one.hint})" if one.hint else "")
+        if self.problems and not said:
+            log.info("services: all is well again")
+        self.problems = said
         document: dict[str, Any] = {
             "ways": [msgspec.to_builtins(one) for one in self.ways],
-            "problems": [msgspec.to_builtins(one) for one in problems],
+            "problems": [msgspec.to_builtins(one) for one in said],
         }
         text = msgspec.json.encode(document)
         path = self.places.run_dir / STATUS
         temporary = path.with_suffix(".new")
         try:
             if path.exists() and path.read_bytes() == text:
+                os.utime(path)
                 return
             temporary.write_bytes(text)
             temporary.chmod(0o644)

@@ -15,6 +15,8 @@ from appliance.services.wishes import KUBERNETES, Connection, Exposure, Target, 
 from provisioning.keys import id_text
 
 BACKENDS_MAX = 64
+# Services of whole clusters that one node reaches.
+CLUSTER_SERVICES_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +55,13 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A service for people."""
-
-    name: str
-    protocol: str
-    address: str
-    port: int
-    connected: bool
-    offers: tuple[tuple[str, int, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """What to offer and what to translate."""
+    """What to offer, what to translate, and which names have which addresses on this node."""
 
     offers: tuple[Offer, ...]
     ways: tuple[Way, ...]
     problems: tuple[Problem, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +124,73 @@ def plan(
             ways.append(
                 Way(inward=True, address=own.ipv4, protocol=one.protocol, port=one.port, targets=at)
             )
-    others = [one for one in offers if one.node != network.own]
+    said = [*made, *(one for one in offers if one.node != network.own)]
+    connections, more = connections_of(wishes, network, said)
+    names, clashes = _addresses(connections, network)
+    for connection in connections:
+        if (address := names.get(connection.name)) is not None:
+            ways += _connect(connection, address, network, said, here)
+    return Plan(
+        tuple(sorted(made)),
+        tuple(sorted(set(ways))),
+        (*problems, *more, *clashes),
+        tuple(sorted(names.items())),
+    )
+
+
+def connections_of(
+    wishes: Wishes, network: Network, offers: Iterable[Offer]
+) -> tuple[tuple[Connection, ...], tuple[Problem, ...]]:
+    """Return what is to be reached: what was named, then what members of whole clusters offer.
+
+    A cluster's services are reached at its own members only, which the root key's word makes it.
+    If there are too many, those count that stand first among their node's, so no member can keep
+    out those of the others.
+    """
+    by_node: dict[bytes, set[str]] = {}
+    nodes: dict[str, set[str]] = {}
+    for one in offers:
+        member = network.members.get(one.node)
+        if member is not None and member.cluster is not None and member.cluster in wishes.clusters:
+            by_node.setdefault(one.node, set()).add(one.name)
+            nodes.setdefault(one.name, set()).add(id_text(one.node))
+    rank: dict[str, int] = {}
+    for some in by_node.values():
+        for number, name in enumerate(sorted(some)):
+            rank[name] = min(number, rank.get(name, number))
+    explicit = {one.name for one in wishes.connections}
+    order = sorted((number, name) for name, number in rank.items() if name not in explicit)
+    found = [
+        Connection(name, nodes=tuple(sorted(nodes[name])))
+        for _, name in order[:CLUSTER_SERVICES_MAX]
+    ]
+    problems = []
+    if len(order) > CLUSTER_SERVICES_MAX:
+        problems.append(
+            Problem(
+                "service-too-many",
+                f"the clusters offer {len(order)} services: {CLUSTER_SERVICES_MAX} are reached",
+                "Reach those by name that are needed: skerry service connect NAME.",
+            )
+        )
+    return (*wishes.connections, *found), tuple(problems)
+
+
+def _addresses(
+    connections: Iterable[Connection], network: Network
+) -> tuple[dict[str, str], list[Problem]]:
+    """Return the address of each name; of two with one address the first has it."""
+    names: dict[str, str] = {}
     taken: dict[str, str] = {}
-    for connection in wishes.connections:
-        address = str(service_address(network.network_id, connection.name))
-        if (rival := taken.setdefault(address, connection.name)) != connection.name:
-            problems.append(_clash(connection.name, rival, address))
-            continue
-        ways += _connect(connection, address, network, [*made, *others], here)
-    return Plan(tuple(sorted(made)), tuple(sorted(set(ways))), tuple(problems))
+    problems = []
+    for one in connections:
+        address = str(service_address(network.network_id, one.name))
+        rival = taken.setdefault(address, one.name)
+        if rival == one.name:
+            names[one.name] = address
+        else:
+            problems.append(_clash(one.name, rival, address))
+    return names, problems
 
 
 def _connect(
@@ -151,7 +200,7 @@ def _connect(
     offers: Iterable[Offer],
     here: Mapping[tuple[str, str], tuple[tuple[str, int], ...]],
 ) -> Iterable[Way]:
-    named = [one for one in offers if one.name == connection.name and _allowed(one, connection)]
+    named = [one for one in offers if one.name == connection.name and allowed(one, connection)]
     for protocol in Protocol:
         spoken = [one for one in named if one.protocol == protocol.value]
         if not spoken:
@@ -181,44 +230,20 @@ def usable(offers: Iterable[Offer], network: Network) -> list[Offer]:
         and member.up
         and member.ipv4 is not None
     ]
-    own = network.members[network.own].cluster
-    near = [one for one in good if own is not None and network.members[one.node].cluster == own]
+    near = [one for one in good if is_near(one, network)]
     return near or good
 
 
-def rows(wishes: Wishes, network: Network, offers: Iterable[Offer]) -> tuple[Row, ...]:
-    """Return all services that anybody offers or that are wanted here."""
-    connections = {one.name: one for one in wishes.connections}
-    by_name: dict[tuple[str, str], list[Offer]] = {}
-    for one in offers:
-        by_name.setdefault((one.name, one.protocol), []).append(one)
-    for name in connections.keys() - {name for name, _ in by_name}:
-        by_name[name, ""] = []
-    found = []
-    for (name, protocol), some in sorted(by_name.items()):
-        connection = connections.get(name)
-        port = (connection.port if connection else None) or min(
-            (one.port for one in some), default=0
-        )
-        said = tuple((_name(network, one.node), one.port, _state(one, network)) for one in some)
-        address = str(service_address(network.network_id, name))
-        found.append(Row(name, protocol, address, port, connection is not None, said))
-    return tuple(found)
+def is_near(one: Offer, network: Network) -> bool:
+    """Say whether an offer is of the own cluster; a machine outside of all is near to none."""
+    own, member = network.members.get(network.own), network.members.get(one.node)
+    if own is None or member is None or own.cluster is None:
+        return False
+    return member.cluster == own.cluster
 
 
-def _state(one: Offer, network: Network) -> str:
-    member = network.members.get(one.node)
-    if member is None or not member.up:
-        return "node down"
-    return "up" if one.healthy else "no answer"
-
-
-def _name(network: Network, node: bytes) -> str:
-    member = network.members.get(node)
-    return id_text(node) if member is None else member.name
-
-
-def _allowed(one: Offer, connection: Connection) -> bool:
+def allowed(one: Offer, connection: Connection) -> bool:
+    """Say whether a connection may use an offer, well or not."""
     return not connection.nodes or id_text(one.node) in connection.nodes
 
 

@@ -73,10 +73,12 @@ def switch(ways: Sequence[Way], interface: str, own: str, *, guarded: bool = Fal
     ]
     rules = {
         "prerouting": [
-            *(f"{pods} {one}" for one in outward),
             *(f'iifname "{interface}" {one}' for one in inward),
+            # There may be hundreds of services, and most connections are to none of them.
+            f"ip daddr != {SERVICE_RANGE} return",
+            *(f"{pods} {one}" for one in outward),
         ],
-        "output": outward,
+        "output": [f"ip daddr != {SERVICE_RANGE} return", *outward],
         "postrouting": [
             f'oifname {{ "lo", "{interface}" }} {ours} snat ip to {own}',
             f"{ours} masquerade",

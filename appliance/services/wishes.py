@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ FILE = "services.json"
 FILE_MAX = 256 * 1024
 MOST = 64
 NODES_MAX = 16
+CLUSTERS_MAX = 16
 KUBERNETES = "k8s:"
 # What the node itself is reached at inside the overlay: the store's, Kubernetes' API, the kubelet.
 NODE_PORTS = frozenset({("tcp", one) for one in (2379, 2380, 6443, 10250)})
@@ -49,10 +51,11 @@ class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """All of it."""
+    """All of it; ``clusters``: those of which this node reaches all services."""
 
     exposures: tuple[Exposure, ...] = ()
     connections: tuple[Connection, ...] = ()
+    clusters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ def load(directory: Path) -> Wishes:
             check_exposure(exposure)
         for connection in found.connections:
             check_connection(connection)
+        check_clusters(found.clusters)
     except ServiceError as error:
         raise ServiceError(f"in {path}: {error}", hint=error.hint or hint) from error
     return found
@@ -124,6 +128,17 @@ def check_connection(one: Connection) -> None:
         _check_port(one.port)
     if len(one.nodes) > NODES_MAX:
         raise ServiceError(f"{len(one.nodes)} nodes are given", hint=f"at most {NODES_MAX}")
+
+
+def check_clusters(clusters: Sequence[str]) -> None:
+    """Raise ServiceError for clusters that cannot be, or too many. One may have no name."""
+    for one in clusters:
+        if one and not is_name(one):
+            raise ServiceError(
+                f"{one[:80]!r} cannot be the name of a cluster", hint="skerry node ls shows them"
+            )
+    if len(clusters) > CLUSTERS_MAX:
+        raise ServiceError(f"{len(clusters)} clusters are given", hint=f"at most {CLUSTERS_MAX}")
 
 
 def target_of(text: str) -> Target:

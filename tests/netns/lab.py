@@ -173,9 +173,11 @@ class Node:
         name: str | None = None,
         clock: float | None = None,
         profile: Path | None = None,
+        names_port: int | None = None,
     ) -> None:
         """Start a supervisor; with a token, it is offered that one.
 
+        ``names_port``: where it answers about names, if it shall.
         ``clock``: seconds that its clock is ahead, to be changed by `set_clock` later on.
         ``profile``: the file for cProfile's figures, written when the supervisor stops.
         """
@@ -195,6 +197,8 @@ class Node:
         words += ["--interface", self.interface, "--wireguard", "userspace"]
         words += ["--wireguard-go", str(self.lab.wireguard_go), "--listen-port", str(PORT)]
         words += ["--name", name or self.name]
+        if names_port is not None:
+            words += ["--names-port", str(names_port)]
         if token is not None:
             path = self.folder / "token"
             path.write_text(token.text())

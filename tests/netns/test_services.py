@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+
 import pytest
 
+from appliance.names.ranges import HOST
 from appliance.services.offers import service_address
-from tests.netns.lab import Lab, Network, wait_until
+from tests.fakes.dns import query, read
+from tests.netns.lab import Lab, Network, Node, wait_until
 from tests.netns.ledger import together
+from tests.netns.pinger import inside
 from tests.netns.services import PORT, end, machines, token
 
+NAMES = 5335
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
 
@@ -62,6 +69,52 @@ def test_services_are_reached_fail_over_and_spill_over() -> None:
             stranger.until(address, "tcp", {"again"}, 30)
             stranger.do("rm", "who")
             stranger.until(address, "tcp", {"nobody"}, 20)
+
+
+def test_all_services_of_a_cluster_are_reached_and_have_names() -> None:
+    """As they come and go; a killed daemon leaves what is there."""
+    with Lab() as lab:
+        network = Network("home")
+        user, far, other = lab.crowd(3)
+        user.start(token(network), names_port=NAMES)
+        far.start(token(network, "none", "agent", cluster="far"))
+        other.start(token(network))
+        together([user, far, other])
+        with machines(user, far, other) as (client, server, stranger):
+            server.serve("far", PORT)
+            stranger.serve("stranger", PORT)
+            for machine in (server, stranger):
+                machine.do("expose", "who", "--port", str(PORT))
+            client.do("connect", "--cluster", "far")
+            wait_until(lambda: named(user, "who"), 30, "its name is there")
+            address = named(user, "who")
+            assert address == str(service_address(network.info.network_id, "who"))
+            # The other cluster's members offer it, so nobody else's does.
+            client.until(address, "tcp", {"far"}, 30)
+            (row,) = client.listed()["services"]
+            assert (row["now"], row["spilled"]) == ([far.name], False)
+            assert named(user, "later") == ""
+            server.do("expose", "later", "--port", str(PORT))
+            wait_until(lambda: named(user, "later"), 30, "what came later is there")
+            client.until(named(user, "later"), "tcp", {"far"}, 30)
+            server.do("rm", "later")
+            wait_until(lambda: not named(user, "later"), 30, "what went is gone")
+            end(client.daemon)
+            assert named(user, "who") == address
+            assert client.ask(address) == "far"
+            client.run_daemon()
+            client.do("rm", "--cluster", "far")
+            wait_until(lambda: not named(user, "who"), 30, "all of it is gone")
+            client.until(address, "tcp", {"nobody"}, 20)
+
+
+def named(node: Node, name: str) -> str:
+    """Return what a node's own resolver says of a service; empty: there is no such name."""
+    with inside(node.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+        channel.settimeout(5)
+        channel.sendto(query(f"{name}.svc.skerry.internal"), (HOST, NAMES))
+        said = read(channel.recv(2000))
+    return str(ipaddress.IPv4Address(said.answers[0].data)) if said.answers else ""
 
 
 def test_a_node_offers_what_is_behind_it_and_nobody_else_gets_through() -> None:

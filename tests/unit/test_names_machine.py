@@ -233,6 +233,23 @@ def test_before_anything_is_known_there_is_no_zone_and_later_the_last_one_stays(
     assert (table(), members) == (known, [])
 
 
+def test_services_are_news_too_but_no_zone_without_members() -> None:
+    now, services = [0.0], {"db": ipaddress.IPv4Address("198.19.1.2")}
+    members: list[list[NodeName] | None] = [None]
+    table = NameTable(lambda: members[0], RANGES, lambda: dict(services), clock=lambda: now[0])
+    assert table() is None
+    members[0] = [NODE]
+    first = table()
+    assert first is not None
+    assert len(first.services) == 1
+    members[0] = None
+    services.clear()
+    now[0] = service.FRESH_SECONDS
+    second = table()
+    assert second is not None
+    assert (second.hosts, dict(second.services)) == (first.hosts, {})
+
+
 def test_trouble_with_the_port_is_a_problem_until_it_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

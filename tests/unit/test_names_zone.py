@@ -18,6 +18,7 @@ from appliance.names.zone import (
     TTL,
     UDP_LIMIT,
     NodeName,
+    Zone,
     answer,
     zone_of,
 )
@@ -95,6 +96,28 @@ def test_the_zone_itself_says_who_it_is() -> None:
     (ns,) = ask("skerry.internal", Type.NS).answers
     assert (soa.rtype, ns.rtype) == (Type.SOA, Type.NS)
     assert ask("skerry.internal", Type.NS).name_at(ns.place) == "skerry.internal"
+
+
+def test_services_that_this_node_reaches_have_a_domain_of_their_own() -> None:
+    address = ipaddress.IPv4Address("198.19.1.2")
+    member = NodeName(b"\3" * 16, "svc", ipaddress.IPv4Address("10.10.9.9"), None)
+    services = {"db": address, "kitchen": address, "no name": address}
+    zone = zone_of([ONE, member], RANGES, services)
+
+    def said(name: str, qtype: int = Type.A, zone: Zone = zone) -> tuple[int, list[bytes]]:
+        found = read(answer(query(f"{name}.skerry.internal", qtype), zone, limit=UDP_LIMIT))
+        return found.rcode, [one.data for one in found.answers]
+
+    assert said("db.svc") == said("DB.Svc") == (Rcode.NOERROR, [address.packed])
+    assert said("db.svc", Type.AAAA) == (Rcode.NOERROR, [])
+    # A member of a service's name, or of the domain's, and a service are not mistaken for each other.
+    assert said("kitchen") == (Rcode.NOERROR, [bytes((10, 10, 0, 2))])
+    assert said("svc") == (Rcode.NOERROR, [bytes((10, 10, 9, 9))])
+    for name in ("db", "web.svc", "x.db.svc"):
+        assert said(name) == (Rcode.NXDOMAIN, [])
+    # What stands above a name is there (RFC 8020), and is not where nothing stands below it.
+    assert said("svc", zone=zone_of([ONE], RANGES, services)) == (Rcode.NOERROR, [])
+    assert said("svc", zone=zone_of([ONE], RANGES)) == (Rcode.NXDOMAIN, [])
 
 
 # What there is not: RFC 2308

@@ -15,7 +15,7 @@ from appliance.services.annotations import desired_from, pods_of
 from appliance.services.errors import ServiceError
 from appliance.services.observing import read
 from appliance.services.offers import Offer, OfferValue, service_address
-from appliance.services.plan import Kubernetes, Member, Network, Plan, Way, plan, rows
+from appliance.services.plan import Kubernetes, Network, Plan, plan
 from appliance.services.probes import Health, Question
 from appliance.services.wishes import (
     Connection,
@@ -30,40 +30,19 @@ from appliance.services.wishes import (
 from provisioning import codec
 from provisioning.keys import id_text
 from tests.fakes.cluster_world import FakeSupervisor
-
-A, B, C, D = (bytes([number]) * 16 for number in (1, 2, 3, 4))
-NETWORK_ID = bytes(range(16))
-NOTHING = Kubernetes()
-
-
-def member(node: bytes, cluster: str | None = "", *, up: bool = True) -> Member:
-    return Member(node, f"n{node[0]}", f"10.10.0.{node[0]}", up, cluster)
-
-
-HOME = Network(
+from tests.unit.services_world import (
+    HOME,
     NETWORK_ID,
+    NOTHING,
     A,
-    {one.node_id: one for one in (member(A), member(B), member(C, "far"), member(D, None))},
+    B,
+    C,
+    D,
+    among,
+    member,
+    offer,
+    way,
 )
-
-
-def among(*changed: Member, own: bytes = A) -> Network:
-    return replace(HOME, own=own, members={**HOME.members, **{one.node_id: one for one in changed}})
-
-
-def way(
-    address: str,
-    protocol: str,
-    port: int,
-    targets: tuple[tuple[str, int], ...],
-    *,
-    inward: bool = False,
-) -> Way:
-    return Way(inward, address, protocol, port, targets)
-
-
-def offer(node: bytes, name: str = "db", protocol: str = "tcp", *, healthy: bool = True) -> Offer:
-    return Offer(name, protocol, node, 5432, healthy)
 
 
 def reached(
@@ -124,22 +103,6 @@ def test_own_exposures_are_offered_as_well_as_they_are() -> None:
     )
 
 
-def test_two_names_of_one_address_are_told_apart() -> None:
-    taken: dict[str, str] = {}
-    pair: tuple[str, str] | None = None
-    for number in range(2000):
-        address = str(service_address(NETWORK_ID, f"s{number}"))
-        if address in taken:
-            pair = taken[address], f"s{number}"
-            break
-        taken[address] = f"s{number}"
-    assert pair is not None
-    wishes = Wishes((), tuple(map(Connection, pair)))
-    made = plan(wishes, HOME, [offer(B, name) for name in pair], (), NOTHING)
-    assert [one.code for one in made.problems] == ["service-address-clash"]
-    assert len(made.ways) == 1
-
-
 def test_a_person_goes_before_an_annotation() -> None:
     mine = Exposure("db", "tcp", 5432)
     theirs = Kubernetes((Exposure("db", "tcp", 1, "k8s:a/b"),))
@@ -151,13 +114,6 @@ def test_a_person_goes_before_an_annotation() -> None:
 def test_without_an_address_there_is_nothing_to_do() -> None:
     network = among(replace(member(A), ipv4=None))
     assert plan(Wishes((Exposure("a", "tcp", 1),)), network, [], (), NOTHING) == Plan((), ())
-
-
-def test_the_list_says_what_is_wrong_with_each() -> None:
-    said = [offer(B, healthy=False), offer(C), offer(bytes(16))]
-    found = rows(Wishes((), (Connection("db"), Connection("none"))), HOME, said)
-    assert [(one.name, one.connected) for one in found] == [("db", True), ("none", True)]
-    assert [state for _, _, state in found[0].offers] == ["no answer", "up", "node down"]
 
 
 # The kernel's rules
