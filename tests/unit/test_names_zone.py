@@ -110,7 +110,7 @@ def test_services_that_this_node_reaches_have_a_domain_of_their_own() -> None:
 
     assert said("db.svc") == said("DB.Svc") == (Rcode.NOERROR, [address.packed])
     assert said("db.svc", Type.AAAA) == (Rcode.NOERROR, [])
-    # A member of a service's name, or of the domain's, and a service are not mistaken for each other.
+    # Members of a service's name, or of the domain's, are not mistaken for services.
     assert said("kitchen") == (Rcode.NOERROR, [bytes((10, 10, 0, 2))])
     assert said("svc") == (Rcode.NOERROR, [bytes((10, 10, 9, 9))])
     for name in ("db", "web.svc", "x.db.svc"):
