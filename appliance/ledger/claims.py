@@ -191,7 +191,7 @@ class Addresses:
     def exhausted(self) -> AddressesExhaustedError:
         """Return what to raise when all addresses are claimed."""
         return AddressesExhaustedError(
-            f"all {self.places} addresses of {self.host_range} are claimed",
+            f"all {self.places + 1 - self.kept} addresses of {self.host_range} are claimed",
             hint="remove nodes that are gone (`skerry node remove`), or make a network with a "
             "larger host_range; this node is reachable by its IPv6 overlay address meanwhile",
         )

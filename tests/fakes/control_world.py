@@ -56,6 +56,7 @@ def make_network(
     pod_cidr: str = "10.244.0.0/16",
     node_bits: int = 8,
     cluster_bits: int = 0,
+    api_address: str | None = None,
 ) -> NetworkInfo:
     settings = Settings(
         host_range=host_range,
@@ -63,6 +64,7 @@ def make_network(
         pod_cidr=pod_cidr,
         node_bits=node_bits,
         cluster_bits=cluster_bits,
+        api_address=api_address,
     )
     return NetworkInfo("home", public_key(ROOT_SEED), OTP_SEED, settings=settings)
 

@@ -34,6 +34,8 @@ class Machine:
         self.found: Port | None = self.port
         self.until = float("-inf")
         self.announced: list[float] = []
+        # Whom it was told last to have the address.
+        self.believes: bytes | None = None
         self._heard: bytes | None = None
         switch.machines.append(self)
 
@@ -67,6 +69,7 @@ class Machine:
     def announce(self, port: Port, _address: ipaddress.IPv4Address) -> None:
         self.announced.append(self.switch.now)
         for one in self._others():
+            one.believes = port.mac
             if one.holds:
                 one._heard, self._heard = port.mac, one.port.mac
 

@@ -1,15 +1,20 @@
-"""The API's address on a LAN without a tunnel: it moves, and who is no member finds it again."""
+"""The API's address: on a LAN without a tunnel, where strangers find it again; one per cluster."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.netns.lab import Lab, Node, wait_until
+from appliance.cluster.cluster_entries import VERSION, Vip, value_of
+from provisioning.settings import Settings
+from tests.netns.lab import Lab, Network, Node, run, wait_until
+from tests.netns.ledger import put, together
+from tests.netns.services import token
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 
@@ -74,6 +79,10 @@ def believes(node: Node) -> str:
     """Return the MAC under which a machine thinks to reach the address."""
     found = json.loads(node.ip("-json", "neigh", "show", ADDRESS) or "[]")
     return str(found[0].get("lladdr", "")) if found else ""
+
+
+def _believes(node: Node, there: str) -> bool:
+    return believes(node) == there
 
 
 def test_a_machine_that_is_no_member_finds_the_next_holder_though_it_knew_the_last(
@@ -151,5 +160,52 @@ def test_after_a_partition_the_old_holder_gives_way_and_all_find_the_new_one(lab
     old.awaits(here=False)
     new.awaits(here=True)
     for one in (stranger, beside):
-        wait_until(lambda one=one: believes(one) == mac(new.node), 5, "it is told")  # type: ignore[misc]
+        wait_until(partial(_believes, one, mac(new.node)), 5, "it is told")
         assert one.reaches(ADDRESS)
+
+
+def test_two_clusters_on_one_overlay_have_an_address_each(lab: Lab) -> None:
+    """Real supervisors; what their cluster agents would do is done by hand."""
+    network = Network(settings=Settings(cluster_bits=4))
+    clusters = ("", "blue", "blue", "green")
+    nodes = lab.crowd(len(clusters))
+    for name, node in zip(clusters, nodes, strict=True):
+        node.start(token(network, cluster=name))
+    together(nodes)
+    noname, blue, second, green = nodes
+    told = [node.api("GET", "/v1/cluster")["api"]["address"] for node in nodes]
+    assert told == ["10.10.0.1", "10.10.0.13", "10.10.0.13", "10.10.0.16"]
+    leaders = {noname: 3, blue: 3, green: 3}
+    for node, term in leaders.items():
+        _leads(node, told[nodes.index(node)], term)
+    for node in nodes:
+        for leader in leaders:
+            wait_until(partial(_reaches, node, leader, told[nodes.index(leader)]), 20, "led there")
+    # The other server of blue takes over; green claims for green only, whatever it says.
+    _leads(second, told[2], 4)
+    blue.ip("addr", "del", f"{told[1]}/32", "dev", "lo")
+    _leads(green, told[3], 2**40)
+    for node, leader in ((noname, second), (green, second), (blue, second), (second, green)):
+        address = told[nodes.index(leader)]
+        wait_until(partial(_reaches, node, leader, address), 20, "led to the next one")
+
+
+def _leads(node: Node, address: str, term: int) -> None:
+    if f" {address}/32 " not in node.ip("addr", "show", "lo"):
+        node.ip("addr", "add", f"{address}/32", "dev", "lo")
+    put(node, "cluster", "vip", value_of(Vip(VERSION, bytes(16), term, 0)))
+
+
+def _reaches(node: Node, leader: Node, address: str) -> bool:
+    """Say whether an address leads to a node; each has one for itself to be known by."""
+    if node is leader:
+        return True
+    before = _answered(leader)
+    return node.reaches(address) and _answered(leader) > before
+
+
+def _answered(node: Node) -> int:
+    """Return how many echo requests a node has answered."""
+    text = run(*node.command("cat", "/proc/net/snmp"))
+    names, values = (line.split() for line in text.splitlines() if line.startswith("Icmp:"))
+    return int(values[names.index("OutEchoReps")])

@@ -16,6 +16,7 @@ from appliance.ledger.claims import (
     ADDRESS_KIND,
     GRANT_KIND,
     WITNESSES,
+    Addresses,
     Claim,
     Sighting,
     View,
@@ -26,6 +27,7 @@ from appliance.ledger.claims import (
     claim_value,
     decide,
     grant_view,
+    is_derived,
     is_witness,
     witness_key,
     witness_value,
@@ -133,6 +135,38 @@ def test_exhaustion_is_said_in_words() -> None:
     last = decide(LOW, view(*others[1:]), RANGE).claim
     assert last is not None
     assert last.what == others[0].what
+
+
+def test_addresses_that_are_kept_for_apis_are_claimed_by_nobody_who_has_none() -> None:
+    kept = 4
+    low = {(RANGE.network_address + place).packed for place in range(1, kept + 1)}
+    seen = set()
+    for number in range(200):
+        found = decide(bytes([number]) * 16, View({}), RANGE, kept=kept).claim
+        assert found is not None
+        seen.add(found.what)
+        # It is a claim like any other: nodes that know of nothing kept believe it.
+        assert is_derived(found, Addresses(RANGE))
+        before = decide(found.node, View({}), RANGE).claim
+        assert before is not None
+        assert before.what in low or found == before
+    assert not seen & low
+    assert seen == {(RANGE.network_address + place).packed for place in (5, 6)}
+    first, second = sorted(seen)
+    taken = view(clash(MIDDLE, first), clash(HIGH, second))
+    with pytest.raises(AddressesExhaustedError, match="all 2 addresses"):
+        decide(LOW, taken, RANGE, kept=kept)
+
+
+def test_who_has_one_of_them_keeps_it_until_another_takes_it_by_rank() -> None:
+    low = (RANGE.network_address + 2).packed
+    mine, other = clash(MIDDLE, low), clash(HIGH, low)
+    assert decide(mine.node, view(mine), RANGE, kept=4).claim is None
+    rivals = view(mine, other, seen={mine.node: (False, 2), other.node: (False, 1)})
+    moved = decide(mine.node, rivals, RANGE, kept=4)
+    assert moved.lost_to == other.node
+    assert moved.claim is not None
+    assert not Addresses(RANGE, 4).withheld(moved.claim.what)
 
 
 def test_few_members_are_witnesses_and_all_agree_who() -> None:

@@ -66,6 +66,18 @@ def test_an_unknown_setting_asks_for_an_update() -> None:
         {"cluster_bits": True},
         {"service_cidr": "10.96.0.0/24", "cluster_bits": 1},
         {"cni": "calico"},
+        {"api_address": "192.168.1.250"},
+        {"vpn": False, "api_address": "192.168.1.0/24"},
+        {"vpn": False, "api_address": "192.168.01.2"},
+        {"vpn": False, "api_address": "fd00::1"},
+        {"vpn": False, "api_address": ""},
+        {"vpn": False, "api_address": 3232235777},
+        {"vpn": False, "api_address": "10.10.7.7"},
+        {"vpn": False, "api_address": "10.244.0.1"},
+        {"vpn": False, "api_address": "10.9.255.255", "cluster_bits": 1},
+        {"vpn": False, "api_address": "127.0.0.1"},
+        {"vpn": False, "api_address": "223.255.255.255", "cluster_bits": 1},
+        {"vpn": False, "api_address": "255.255.255.255", "cluster_bits": 1},
         {"cni": 1},
         {"expected_nodes": 0},
         {"host_range": "224.0.0.0/8"},
@@ -107,6 +119,18 @@ def test_the_ranges_of_pods_and_services() -> None:
             service_cidr="172.16.0.0/16",
         )
         assert settings_from(settings.changed()) == settings
+
+
+def test_the_address_of_the_api_is_for_networks_without_a_tunnel() -> None:
+    settings = Settings(vpn=False, api_address="192.168.1.250")
+    assert settings_from(settings.changed()) == settings
+    with pytest.raises(SettingsError, match="is for networks without the tunnel") as caught:
+        Settings(api_address="192.168.1.250")
+    assert caught.value.hint is not None
+    assert "leave it out" in caught.value.hint
+    with pytest.raises(SettingsError) as caught:
+        Settings(vpn=False, api_address="10.10.7.7")
+    assert str(caught.value) == "api_address 10.10.7.7 is inside host_range 10.10.0.0/16"
 
 
 def test_ranges_that_overlap_are_both_named() -> None:
