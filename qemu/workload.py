@@ -136,7 +136,7 @@ def image_name(node: Machine) -> str:
     if not fitting:
         raise LabError(
             f"{node.spec.name} has no image {IMAGE}; it has {', '.join(listed) or 'none'}",
-            hint="systemctl status skerry-images on the node",
+            hint="systemctl status skerry-container-images on the node",
         )
     return fitting[0]
 

@@ -16,7 +16,7 @@ from skerry.errors import SkerryError
 # A node has fewer of them than a workstation; each offers `commands.register(subparsers)`.
 PACKAGES = (
     *("provisioning", "appliance", "appliance.operator", "appliance.kubernetes"),
-    *("appliance.images", "appliance.services", "ota", "image", "qemu"),
+    *("appliance.container_images", "appliance.services", "ota", "image", "qemu"),
 )
 
 Handler = Callable[[argparse.Namespace], int | None]

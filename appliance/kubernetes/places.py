@@ -10,7 +10,7 @@ from appliance.cluster import conflist
 SERVER_UNIT = "skerry-engine-server.service"
 AGENT_UNIT = "skerry-engine-agent.service"
 # Brings the container images in, and the runtime up: takes its time.
-IMAGES_UNIT = "skerry-images.service"
+IMAGES_UNIT = "skerry-container-images.service"
 # All pods, with the systemd cgroup driver: stopping it ends them.
 PODS_SLICE = "kubepods.slice"
 API_PORT = 6443

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance.images.containerd import Ctr
-from appliance.images.importing import PINNED, RuntimeTroubleError
+from appliance.container_images.containerd import Ctr
+from appliance.container_images.importing import PINNED, RuntimeTroubleError
 from image import kubernetes, oci, workloads
 from image.board import Architecture
 from image.oci import Directory, Entry, File, Image
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(300)
 
 UNITS = kubernetes.OVERLAY / "usr/lib/systemd/system"
 # What each may reach at most. containerd and the engine are root on purpose, and not here.
-EXPOSURE = {"skerry-images.service": 2.0, "skerry-cluster.service": 4.5}
+EXPOSURE = {"skerry-container-images.service": 2.0, "skerry-cluster.service": 4.5}
 MACHINE = {"x86_64": Architecture.AMD64, "aarch64": Architecture.ARM64}[os.uname().machine]
 
 
@@ -50,7 +50,7 @@ class Containerd:
             words += ["--folder", str(folder)]
         search = f"{self.directory}:{os.environ['PATH']}"
         return subprocess.run(
-            [sys.executable, "-m", "skerry", "images", "import", *words],
+            [sys.executable, "-m", "skerry", "container-images", "import", *words],
             capture_output=True,
             text=True,
             env=os.environ | {"PATH": search},

@@ -74,7 +74,7 @@ def test_supervisor_and_cluster_agent_are_two_programs() -> None:
         found = whole_imports(path)
         if path.is_relative_to(own):
             assert not {one for one in found if one.startswith(NOT_FOR_AGENT)}, path
-        elif not path.is_relative_to(ROOT / "appliance/images"):  # A root program, too.
+        elif not path.is_relative_to(ROOT / "appliance/container_images"):  # A root program, too.
             assert not {one for one in found if one.startswith(AGENT)}, path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cni.service import RUN_DIR
-from appliance.images.commands import OPERATORS, RECORD, SHIPPED
+from appliance.container_images.commands import OPERATORS, RECORD, SHIPPED
 from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT, Places
 from image.kubernetes import (
     CNI_DIRECTORY,
@@ -81,7 +81,7 @@ def test_the_engines_units(unit: str, role: str, other: str) -> None:
     assert head["Conflicts"] == [other]
     assert head["StartLimitIntervalSec"] == ["0"]
     assert head["ConditionPathExists"] == [str(PLACES.config)]
-    before = {"containerd.service", "skerry-images.service"}
+    before = {"containerd.service", "skerry-container-images.service"}
     assert before <= set(head["After"][0].split())
     # Wanted, not required: an import that failed, a containerd that comes again stop no engine.
     assert set(head["Wants"][0].split()) == before
@@ -124,9 +124,9 @@ def test_the_cluster_agent_may_do_its_work_and_little_else() -> None:
 
 
 def test_the_importer_has_no_network_and_few_files() -> None:
-    sections = settings("skerry-images.service")
+    sections = settings("skerry-container-images.service")
     service = sections["Service"]
-    assert service["ExecStart"] == ["/usr/bin/skerry images import"]
+    assert service["ExecStart"] == ["/usr/bin/skerry container-images import"]
     assert service["PrivateNetwork"] == ["yes"]
     assert service["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
     writable = [Path(one.lstrip("-")) for one in service["ReadWritePaths"]]

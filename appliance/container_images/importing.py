@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from appliance.images import archives
-from appliance.images.archives import Archive
+from appliance.container_images import archives
+from appliance.container_images.archives import Archive
 from skerry.errors import SkerryError
 
 # The kubelet never collects an image with this label (containerd's CRI plugin tells it).

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from appliance.images.importing import Held, RuntimeTroubleError
+from appliance.container_images.importing import Held, RuntimeTroubleError
 
 NAMESPACE = "k8s.io"  # the kubelet's, by way of containerd's CRI plugin
 ADDRESS = Path("/run/containerd/containerd.sock")

@@ -1,4 +1,4 @@
-"""``skerry images import``: run by skerry-images.service."""
+"""``skerry container-images import``: run by skerry-container-images.service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ RECORD = Path("/data/kubernetes/images.json")
 
 def register(subparsers: Actions) -> None:
     """Add our sub-commands."""
-    actions = group(subparsers, "images", "container images that this node brings along")
+    actions = group(
+        subparsers, "container-images", "Kubernetes' images that this node brings along"
+    )
     bring = actions.add_parser("import", help="give containerd what it does not have yet")
     bring.add_argument("--folder", type=Path, action="append", help=argparse.SUPPRESS)
     bring.add_argument("--record", type=Path, default=RECORD, help=argparse.SUPPRESS)
@@ -25,8 +27,8 @@ def register(subparsers: Actions) -> None:
 def _import(arguments: argparse.Namespace) -> int:
     import json
 
-    from appliance.images import archives, importing
-    from appliance.images.containerd import ADDRESS, Ctr
+    from appliance.container_images import archives, importing
+    from appliance.container_images.containerd import ADDRESS, Ctr
     from appliance.kubernetes import files
     from skerry import console
 
