@@ -98,7 +98,7 @@ def test_what_cannot_be_is_refused(given_settings: dict[str, object]) -> None:
 def test_a_new_network_has_a_pod_range_for_all_that_are_expected() -> None:
     for settings in (Settings(), Settings(expected_nodes=256)):
         check_room(settings)
-    with pytest.raises(SettingsError, match="expected_nodes 300: .* 256 nodes") as caught:
+    with pytest.raises(SettingsError, match=r"expected_nodes 300: .* 256 nodes") as caught:
         check_room(Settings(expected_nodes=300))
     assert caught.value.hint == "choose node_bits 9: each node's range is a /25 then"
     check_room(Settings(expected_nodes=300, node_bits=9))
