@@ -99,10 +99,10 @@ class ApiAddress:
     def _keep_on_lan(self, cluster: Cluster, wanted: bool) -> bool:
         address = ipaddress.IPv4Address(cluster.document.api.address)
         problem = None
-        if not wanted:
-            self._lan.leave(address)
-        elif cluster.node_addresses:
+        if wanted and cluster.node_addresses:
             problem = self._lan.keep(address, cluster.node_addresses[0], self._clock())
+        else:
+            self._lan.leave(address)
         if problem is not None and (problem,) != self.problems:
             log.warning("%s", problem.message)
         self.problems = () if problem is None else (problem,)

@@ -64,6 +64,8 @@ class LanAddress:
         self._port: Port | None = None
         # What an earlier run left is taken away, too.
         self._clean = False
+        # When the kernel takes it away if it is not kept.
+        self._until = float("-inf")
         self._announced = float("-inf")
         self._rival: tuple[bytes, float] | None = None
 
@@ -87,7 +89,8 @@ class LanAddress:
             self.leave(address)
             return wrong
         there = self._port
-        if there is None or (there.index, there.mac) != (port.index, port.mac):
+        gone = now > self._until
+        if there is None or gone or (there.index, there.mac) != (port.index, port.mac):
             other = self._lan.ask(port, address)
             if other is not None:
                 self.leave(address)
@@ -97,7 +100,7 @@ class LanAddress:
             self._announced, self._rival = float("-inf"), None
         self._clean = False
         self._lan.put(port, address, LIFETIME_SECONDS)
-        self._port = port
+        self._port, self._until = port, now + LIFETIME_SECONDS
         return self._speak(port, address, now)
 
     def _speak(self, port: Port, address: ipaddress.IPv4Address, now: float) -> Problem | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,10 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 ADDRESS = "192.168.77.200"
 # What a keeper that is gone leaves behind for.
 LIFETIME = 2
+_UPLINKS = """
+from appliance.overlay.links import uplink_addresses
+print(*(one.host for one in uplink_addresses(("eth0",), own="skerry0") if ":" not in one.host))
+"""
 
 
 @dataclass
@@ -102,8 +107,10 @@ def test_a_machine_that_is_no_member_finds_the_next_holder_though_it_knew_the_la
     # At once: what it knew was put right, not forgotten first.
     assert believes(stranger) == mac(second.node)
     assert stranger.reaches(ADDRESS)
-    # It never takes it for itself to speak from.
+    # It never speaks from it, nor do members look for it under it.
     assert f"src {second.node.address}" in second.node.ip("route", "get", stranger.address)
+    seen = run(*second.node.command(sys.executable, "-c", _UPLINKS))
+    assert seen.split() == [second.node.address]
 
 
 def test_a_keeper_that_ends_without_a_word_does_not_leave_it_behind(lab: Lab) -> None:

@@ -72,6 +72,21 @@ def test_nobody_takes_what_another_machine_answers_for() -> None:
     assert second.holds
 
 
+def test_who_kept_it_too_late_asks_again_before_it_takes_it() -> None:
+    switch = Switch()
+    first, second = Machine(switch, 1), Machine(switch, 2)
+    here = LanAddress(first)
+    keep(here, first)
+    switch.now = LIFETIME_SECONDS + 1.0
+    assert switch.holders() == []
+    second.put(second.port, ADDRESS, LIFETIME_SECONDS)
+    assert keep(here, first) == "api-address-taken"
+    assert switch.holders() == [second]
+    second.remove(ADDRESS)
+    assert keep(here, first) == ""
+    assert first.announced == [0.0, LIFETIME_SECONDS + 1.0]
+
+
 def test_another_one_that_says_so_too_is_named_for_a_while() -> None:
     switch = Switch()
     first, second = Machine(switch, 1), Machine(switch, 2)
