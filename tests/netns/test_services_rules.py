@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -17,13 +17,14 @@ from appliance import programs
 from appliance.services import kernel
 from appliance.services.plan import Way
 from tests.netns.flooder import flood
-from tests.netns.lab import Lab, Node
+from tests.netns.lab import ROOT, Lab, Node
 from tests.netns.pinger import inside
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 CHANGES = 2000
 SECONDS_MAX = 40.0
 SERVICE = "198.19.1.1"
+OTHER = "198.51.100.1"
 PORT, GUARDED = 7000, 7001
 _JSON = 1 << 4
 
@@ -49,9 +50,9 @@ class Nft:
         return bytes(self._library.nft_ctx_get_output_buffer(self._context))
 
 
-def _ear(stack: ExitStack, node: Node, port: int) -> socket.socket:
+def _ear(node: Node, port: int) -> socket.socket:
     with inside(node.namespace):
-        ear = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         ear.bind(("", port))
     ear.settimeout(0)
     return ear
@@ -112,10 +113,8 @@ def test_no_packet_slips_past_the_rules_while_they_change(
         kernel.tidy(ways(number))
 
     ended = threading.Event()
-    with ExitStack() as stack:
-        # What listens at the exposed port of the node is not what is exposed.
-        misled, passed = _ear(stack, gate, PORT), _ear(stack, behind, GUARDED)
-        led = _ear(stack, behind, 9000)
+    # What listens at the exposed port of the node is not what is exposed.
+    with _ear(gate, PORT) as misled, _ear(behind, GUARDED) as passed, _ear(behind, 9000) as led:
         change(0)
         threads = [
             threading.Thread(target=partial(_ask, member, own, ended)),
@@ -135,3 +134,33 @@ def test_no_packet_slips_past_the_rules_while_they_change(
         assert number == CHANGES
         assert _heard(led) > 0
         assert (_heard(misled), _heard(passed)) == (0, 0)
+
+
+def test_an_images_firewall_keeps_addresses_of_services_from_the_uplink(lab: Lab) -> None:
+    """A node that does not reach a service would ask whoever is there, and so would its pods."""
+    node, router, pod = lab.crowd(3)
+    for address in (SERVICE, OTHER):
+        router.ip("addr", "add", f"{address}/32", "dev", "lo")
+    forwarding = ("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+    subprocess.run(node.command(*forwarding), check=True)
+    for one, via in ((node, router), (pod, node)):
+        one.ip("route", "add", "default", "via", via.address)
+
+    def arrived(ear: socket.socket) -> list[bytes]:
+        """Return what the router got of both, each of whose last word is not for a service."""
+        for one in (node, pod):
+            with inside(one.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+                with suppress(OSError):
+                    channel.sendto(b"who?", (SERVICE, PORT))
+                channel.sendto(b"last", (OTHER, PORT))
+        heard = [ear.recv(100)]
+        while heard.count(b"last") < 2:
+            heard.append(ear.recv(100))
+        return sorted(heard)
+
+    with _ear(router, PORT) as ear:
+        ear.settimeout(20)
+        assert arrived(ear) == [b"last"] * 2 + [b"who?"] * 2
+        firewall = ROOT / "rootfs_overlay/usr/share/skerry/firewall.nft"
+        subprocess.run(node.command("nft", "-f", str(firewall)), check=True)
+        assert arrived(ear) == [b"last"] * 2

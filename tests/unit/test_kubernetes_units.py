@@ -11,6 +11,7 @@ import pytest
 from appliance.cni.service import RUN_DIR
 from appliance.container_images.commands import OPERATORS, RECORD, SHIPPED
 from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT, Places
+from appliance.services.offers import SERVICE_RANGE
 from image.kubernetes import (
     CNI_DIRECTORY,
     ENGINE_PATH,
@@ -199,8 +200,10 @@ def test_nobody_on_an_uplink_sends_to_pods_unasked() -> None:
         "ct status dnat accept",
         "drop",
     ]
-    policy, *rules = firewall("forward")
+    policy, services, *rules = firewall("forward")
     assert "policy accept" in policy
+    assert services.startswith(f"ip daddr {SERVICE_RANGE} reject ")
+    assert f'oifname != "lo" ip daddr {SERVICE_RANGE} reject' in firewall("output")
     assert rules == ['oifname "skerry-pods" jump to_pods']
 
 
