@@ -104,6 +104,8 @@ def _server(
         "flannel-backend": "none",
         # The ledger gives the ranges, the cluster agent records them (docs/cluster.md).
         "kube-controller-manager-arg": ("allocate-node-cidrs=false",),
+        # At the founding, for the cluster's life: the engine gives the key to servers that join.
+        "secrets-encryption": True,
         "tls-san": (cluster.document.name, *node_ips, *api),
         "write-kubeconfig": str(places.kubeconfig),
         "write-kubeconfig-mode": "0600",

@@ -76,11 +76,14 @@ def agent_token(server: Token, secret: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What this server's engine has; ``leads``: of all servers, this one speaks for the cluster."""
+    """What there is to seal; ``leads``: of all servers, this one speaks for the cluster.
+
+    ``kubeconfig`` None: the one that this server's engine has is of before a change of the token.
+    """
 
     server_token: str = field(repr=False)
     agent_token: str = field(repr=False)
-    kubeconfig: str = field(repr=False)
+    kubeconfig: str | None = field(repr=False)
     leads: bool
 
 
@@ -109,7 +112,7 @@ def puts(own: Own, listed: Mapping[str, SecretFacts], values: Mapping[str, str])
     return tuple(
         Put(name, value, ROLES[name])
         for name, value in mine.items()
-        if name not in listed or not _holds(name, values.get(name), value)
+        if value is not None and (name not in listed or not _holds(name, values.get(name), value))
     )
 
 
@@ -127,7 +130,10 @@ def _holds(name: str, sealed: str | None, own: str) -> bool:
     return theirs.authority == mine.authority and theirs.server != mine.server
 
 
-def must_rotate(listed: Mapping[str, SecretFacts], *, leads: bool) -> bool:
-    """Say whether one who is out has had what agents join by, so that it has to be another."""
-    found = listed.get(AGENT_TOKEN)
-    return leads and found is not None and found.exposed and found.readable
+def must_rotate(name: str, listed: Mapping[str, SecretFacts], replaced: int) -> bool:
+    """Say whether one who is out has had the token of a name, so that it has to be another.
+
+    ``replaced`` is the last generation that was: what is listed may be older than that.
+    """
+    found = listed.get(name)
+    return found is not None and found.exposed and found.readable and found.generation > replaced

@@ -50,7 +50,7 @@ class Exposing:
     ) -> None:
         self._places = places
         self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
-        self._api: tuple[str, Getter] | None = None
+        self._api: tuple[Kubeconfig, Getter] | None = None
         self._told: bytes | None = None
         self.problems: tuple[Problem, ...] = ()
 
@@ -69,13 +69,15 @@ class Exposing:
             log.info("services were not looked at: %s", error)
 
     def _document(self) -> bytes | None:
-        text = files.read_text(self._places.kubeconfig, FILE_MAX)
+        path = self._places.server_kubeconfig
+        text = files.read_text(path, FILE_MAX)
         if text is None:
             return None
-        if self._api is None or self._api[0] != text:
+        config = read_kubeconfig(text, str(path))
+        if self._api is None or self._api[0] != config:
             if self._api is not None:
                 self._api[1].close()
-            self._api = text, self._connect(read_kubeconfig(text, str(self._places.kubeconfig)))
+            self._api = config, self._connect(config)
         api = self._api[1]
         annotated, self.problems = desired_from(_items(api.get(_SERVICES)))
         exposures = (*annotated, *self._by_hand())

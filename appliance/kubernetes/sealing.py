@@ -40,6 +40,8 @@ class Sealer:
     def __init__(self, places: Places, supervisor: Supervisor) -> None:
         self._places = places
         self._supervisor = supervisor
+        # By name, the generation of what was sealed over.
+        self._replaced: dict[str, int] = {}
 
     def keys(self, observed: Observed, part: Part) -> Keys | None:
         """Return what the engine of a part needs; None: nobody has sealed it yet.
@@ -50,8 +52,7 @@ class Sealer:
             found = self._sealed(observed, AGENT_TOKEN)
             return None if found is None else Keys(self._joined_by(found).text)
         if part.founds:
-            # The engine makes its own token at first, and finds it again by itself.
-            return Keys(None, self._agent_secret(observed))
+            return Keys(self._founders_token(observed), self._agent_secret(observed))
         server, agent = self._sealed(observed, SERVER_TOKEN), self._sealed(observed, AGENT_TOKEN)
         if server is None or agent is None:
             return None
@@ -64,18 +65,58 @@ class Sealer:
         """
         if not leads:
             return
-        server = self._own_token()
+        engine = self._own_token()
         config = self._own_kubeconfig(observed)
+        server = self._server_token(observed, engine)
+        # Who administers follows from the token that the engine runs with.
+        current = server.secret == engine.secret
         secret = self._agent_secret(observed)
-        if credentials.must_rotate(observed.secrets, leads=leads):
+        if self._was_seen(SERVER_TOKEN, observed):
+            server = Token(engine.authority, engine.user, secrets.token_hex(32))
+        if self._was_seen(AGENT_TOKEN, observed):
             secret = secrets.token_hex(32)
-            log.warning("the token that agents join by was seen by one who is out: a new one")
-        own = Own(server.text, credentials.agent_token(server, secret), pack(config), leads)
+        mine = pack(config) if current else None
+        own = Own(server.text, credentials.agent_token(server, secret), mine, leads)
         for put in credentials.puts(own, observed.secrets, observed.values):
             name = stored_as(put.name, observed.cluster.document.cluster)
             await self._supervisor.put_secret(name, put.value.encode(), put.roles)
+            if (before := observed.secrets.get(put.name)) is not None:
+                self._replaced[put.name] = before.generation
             log.info("%s is sealed to %s", name, ", ".join(put.roles))
-        await self._seal_for_operator(observed, config)
+        if current:
+            await self._seal_for_operator(observed, config)
+
+    def _was_seen(self, name: str, observed: Observed) -> bool:
+        seen = credentials.must_rotate(name, observed.secrets, self._replaced.get(name, -1))
+        if seen:
+            log.warning("one who is out has seen %s: a new one is made", name)
+        return seen
+
+    def _founders_token(self, observed: Observed) -> str | None:
+        """Return the token that the founder's engine is given.
+
+        It makes one by itself at first, and finds it again: None. A later one is sealed.
+        """
+        present = token_in(files.read_text(self._places.config, _CONFIG_MAX) or "")
+        try:
+            engine = self._own_token()
+        except KubernetesError:
+            return present
+        server = self._server_token(observed, engine)
+        return present if server.secret == engine.secret else server.text
+
+    def _server_token(self, observed: Observed, engine: Token) -> Token:
+        """Return the token that servers join by: the sealed one, if it is of this cluster."""
+        try:
+            sealed = self._sealed(observed, SERVER_TOKEN)
+        except KubernetesError as error:
+            log.warning("%s; another is sealed over it", error)
+            return engine
+        same = sealed is not None and (sealed.authority, sealed.user) == (
+            engine.authority,
+            engine.user,
+        )
+        return sealed if sealed is not None and same else engine
 
     def _joined_by(self, sealed: Token) -> Token:
         """Return the token that this agent runs with already, if it has joined by it.

@@ -91,7 +91,7 @@ class KubeSide:
         self._places = places
         self._observer = observer
         self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
-        self._api: tuple[str, Api] | None = None
+        self._api: tuple[Kubeconfig, Api] | None = None
         self._trouble = ""
         self.facts = KubeFacts()
 
@@ -129,7 +129,7 @@ class KubeSide:
 
     async def _serve(self, observed: Observed, part: Part, remove: bytes | None) -> KubeFacts:
         cluster = observed.cluster
-        api = self._connected(self._places.kubeconfig)
+        api = self._connected(self._places.server_kubeconfig)
         if not self.facts.serves and not await asyncio.to_thread(api.ready):
             return KubeFacts(own=self.facts.own, engine=self._without_api(cluster))
         nodes = await asyncio.to_thread(api.nodes)
@@ -179,10 +179,12 @@ class KubeSide:
         text = files.read_text(path, FILE_MAX)
         if text is None:
             raise KubernetesError(f"there is no {path} yet")
-        if self._api is None or self._api[0] != text:
+        config = read_kubeconfig(text, str(path))
+        # It may name files, whose content changes.
+        if self._api is None or self._api[0] != config:
             if self._api is not None:
                 self._api[1].close()
-            self._api = (text, self._connect(read_kubeconfig(text, str(path))))
+            self._api = (config, self._connect(config))
         return self._api[1]
 
 

@@ -339,3 +339,13 @@ def make_world(folder: Path, *, own: int = 0, members: int = 2) -> World:
         wall=lambda: 1_800_000_000.0,
     )
     return World(places, supervisor, units, api, cni, agent, clock)
+
+
+async def founded(folder: Path) -> World:
+    """Return the founder of a cluster that serves."""
+    world = make_world(folder)
+    await world.turns(10, 4)
+    world.engine_files()
+    world.api.objects["founder"] = node_object(0)
+    await world.turns(3)
+    return world

@@ -30,6 +30,7 @@ from tests.fakes.cluster_world import (
     SEED,
     SERVER_TOKEN,
     World,
+    founded,
     make_world,
     node_object,
     pod_range,
@@ -42,15 +43,6 @@ AGENT_TOKEN = SERVER_TOKEN.replace("server", "node")
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-async def founded(folder: Path) -> World:
-    world = make_world(folder)
-    await world.turns(10, 4)
-    world.engine_files()
-    world.api.objects["founder"] = node_object(0)
-    await world.turns(3)
-    return world
 
 
 async def joined(folder: Path, **changed: str) -> World:
@@ -342,18 +334,6 @@ async def test_a_node_that_hears_that_it_is_out_ends_all_of_it(tmp_path: Path) -
     assert not world.places.conflist.exists()
     assert isinstance(world.cni.used[-1], NoPods)
     assert "revoked" in world.status["why"]
-
-
-async def test_a_token_that_was_seen_is_made_anew_and_the_server_takes_it(tmp_path: Path) -> None:
-    world = await founded(tmp_path)
-    before = world.supervisor.secrets["cluster-agent-token"]
-    before["row"]["exposed"] = True
-    await world.turns(15)
-    after = world.supervisor.secrets["cluster-agent-token"]
-    assert after["row"]["generation"] == 2
-    assert after["value"] != before["value"]
-    assert after["value"].rpartition(":")[2] in world.places.config.read_text()
-    assert world.units.calls == [("start", SERVER_UNIT), ("restart", SERVER_UNIT)]
 
 
 async def test_an_engine_that_fails_is_a_problem_with_a_way_out(tmp_path: Path) -> None:
