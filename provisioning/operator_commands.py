@@ -50,6 +50,11 @@ def network_new(arguments: argparse.Namespace) -> None:
         console.note(f"network {network.name} ({id_text(network.network_id)}) is in {directory}")
         console.note(f"keep {directory / files.KEY_FILE} safe and backed up: who has it can make")
         console.note("tokens; without it, nobody can. Now: skerry token new")
+        if settings.servers > 1 and not settings.vpn and settings.api_address is None:
+            console.note(
+                "without --api-address no address follows the leader of the Kubernetes servers, and"
+            )
+            console.note("a network's settings hold for its life")
         if (settings.expected_nodes or 1) < 2:
             console.note(
                 "for Kubernetes: skerry cluster found NODE, once the nodes are up (or give"

@@ -207,6 +207,17 @@ def test_a_founders_token_is_for_one_machine(capsys: Captured) -> None:
     assert "skerry cluster found NODE" in err  # a majority of one founds nothing
 
 
+def test_servers_without_a_tunnel_are_told_of_the_address_that_they_lack(capsys: Captured) -> None:
+    words = ("--expected-nodes", "3", "--servers", "3", "--no-vpn")
+    _, _, err = run(capsys, "network", "new", "bare", *words)
+    assert "without --api-address no address follows" in err
+    _, out, err = run(capsys, "network", "new", "lan", *words, "--api-address", "192.168.1.250")
+    assert "--api-address" not in err
+    assert "cannot" not in out
+    said = refused(capsys, "network", "new", "tunnel", "--api-address", "192.168.1.250")
+    assert "for networks without the tunnel" in said
+
+
 def test_a_cluster_of_its_own_has_a_range_of_services_or_another_name(capsys: Captured) -> None:
     run(capsys, "network", "new", "home", "--cluster-bits", "2")
     _, out, _ = run(capsys, "token", "new", "--json", "--cluster", "blue", "--label", "site=attic")
