@@ -34,7 +34,7 @@ func Migrate(ctx context.Context, e Etcd) error {
 		return err
 	}
 	klog.Infof("moving the datastore from SQLite to etcd")
-	old, err := StartKine(e.Folder)
+	old, err := StartKine(e.Folder, "")
 	if err != nil {
 		return err
 	}

@@ -94,6 +94,9 @@ func apiServerArguments(o *config.Options, p *pki, store *datastore.Running, enc
 	if encryption != "" {
 		ours["encryption-provider-config"] = encryption
 	}
+	if len(store.Volatile) > 0 {
+		ours["etcd-servers-overrides"] = volatileOverrides(store)
+	}
 	if store.CAFile != "" {
 		ours["etcd-cafile"], ours["etcd-certfile"], ours["etcd-keyfile"] = store.CAFile, store.CertFile, store.KeyFile
 	}

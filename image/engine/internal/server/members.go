@@ -224,7 +224,7 @@ func sameFacts(ours, theirs cluster.Facts) error {
 func openStore(ctx context.Context, o *config.Options, p *pki, failed func(error)) (*datastore.Running, error) {
 	folder := o.ServerDir("db")
 	if !datastore.HasEtcd(folder) && o.Join == "" && !o.ClusterInit {
-		return datastore.StartKine(folder)
+		return datastore.StartKine(folder, volatileFolder(o, p.serving.PEM))
 	}
 	for name, leaf := range map[string]certs.Leaf{
 		"etcd":        {Name: "etcd", Server: true, Names: []string{"localhost", o.NodeName}, Addresses: append([]string{"127.0.0.1", "::1"}, o.NodeIPs...)},
