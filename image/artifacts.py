@@ -32,6 +32,11 @@ class Artifacts:
         return self.directory / "disk.img"
 
     @property
+    def lock(self) -> Path:
+        """Who writes them holds this; beside the folder, which has only what a build leaves."""
+        return self.directory.with_name(f"{self.directory.name}.lock")
+
+    @property
     def root(self) -> Path:
         """The root partition: erofs with its dm-verity hash tree behind it."""
         return self.directory / "root.img"

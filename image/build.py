@@ -344,6 +344,12 @@ class Builder:
         """Write the disk image, the slot's images, the manifest and the parts list."""
         artifacts = Artifacts.of(self.board.name, self.wanted.output)
         artifacts.directory.mkdir(parents=True, exist_ok=True)
+        with locked(artifacts.lock, waiting_for=f"an image in {artifacts.directory}"):
+            self._write_disk(sealed, artifacts)
+            self._write_down(sealed, artifacts)
+        return artifacts
+
+    def _write_disk(self, sealed: Sealed, artifacts: Artifacts) -> None:
         fetched = self.fetched()
         with console.step(f"disk image {artifacts.disk}"):
             esp, token = (artifacts.directory / name for name in ("esp.img", "token.img"))
@@ -378,8 +384,7 @@ class Builder:
                 fat=16,
             )
             for source, target in ((sealed.root, artifacts.root), (sealed.boot, artifacts.boot)):
-                target.unlink(missing_ok=True)
-                shutil.copyfile(source, target)
+                disk.replace(source, target)
             aside = artifacts.disk.with_suffix(".new")
             contents = {
                 "skerry-esp": esp,
@@ -391,8 +396,6 @@ class Builder:
             aside.rename(artifacts.disk)
             for path in (esp, token, program):
                 path.unlink()
-        self._write_down(sealed, artifacts)
-        return artifacts
 
     def _write_down(self, sealed: Sealed, artifacts: Artifacts) -> None:
         outputs = [

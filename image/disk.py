@@ -91,6 +91,13 @@ def assemble(tools: ToolsRoot, output: Path, contents: Mapping[str, Path]) -> No
             copy_sparse(path, file, layout.partition(name).start)
 
 
+def replace(source: Path, target: Path) -> None:
+    """Copy a file to where others may be reading what was there before: they have that whole."""
+    aside = target.with_suffix(".new")
+    shutil.copyfile(source, aside)
+    aside.rename(target)
+
+
 def copy_sparse(source: Path, target: BinaryIO, offset: int) -> None:
     """Copy a file into an open one at an offset, leaving holes where it has only zeros."""
     with source.open("rb") as file:

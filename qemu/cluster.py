@@ -62,6 +62,9 @@ def show(machines: list[Machine], names: list[str], timeout: float) -> dict[str,
         f"\nKubernetes was up after {console.format_elapsed(cluster_seconds)}, the pods had talked "
         f"after {console.format_elapsed(seconds)} (times of answers include the start of a program)"
     )
+    for machine, document in zip(machines, documents, strict=True):
+        if writes := (document.get("agent") or {}).get("writes"):
+            console.note(f"{machine.spec.name} wrote {writes['since_boot'] / 1e6:.0f} MB so far")
     if bad := [one for one in checks if not one.good]:
         raise LabError(
             f"{len(bad)} of {len(checks)} questions between pods went unanswered: "

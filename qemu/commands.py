@@ -15,7 +15,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     up.add_argument("--nodes", type=int, default=2, metavar="N", help="how many (default: 2)")
     up.add_argument("--image", type=Path, metavar="FILE", help="instead of building one")
     up.add_argument(
-        "--timeout", type=float, default=900, metavar="SECONDS", help="for each stage (900)"
+        "--timeout",
+        type=float,
+        default=900,
+        metavar="SECONDS",
+        help="for each stage (default: 900)",
     )
     up.add_argument(
         "--no-cluster",

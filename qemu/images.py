@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from image.artifacts import REPOSITORY, Artifacts
-from image.tools import ToolsRoot, locked
+from image.tools import ToolsRoot
 from qemu.errors import LabError
 
 
@@ -16,11 +16,7 @@ def ensure(board: str, *, kubernetes: bool = True) -> Artifacts:
     argv = [sys.executable, "-m", "skerry", "image", "build", board]
     argv += [] if kubernetes else ["--without-kubernetes"]
     artifacts = Artifacts.of(board)
-    lock = artifacts.directory.with_name(f"{board}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    # Lanes of tests ask for the same image at the same time; a build takes its folder to itself.
-    with locked(lock, waiting_for=f"the image of {board}"):
-        done = subprocess.run(argv, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    done = subprocess.run(argv, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     if done.returncode or not artifacts.disk.exists():
         raise LabError(
             f"the image of {board} could not be built (status {done.returncode})",

@@ -54,7 +54,11 @@ def ask(server: Machine, requests: Sequence[Request], *, timeout: float = 120) -
 def watch(machine: Machine, *, namespace: str = NAMESPACE) -> NodeWatch:
     """Return what follows Kubernetes on a node."""
     return NodeWatch(
-        machine, command=(*_PYTHON, _source(), "watch", namespace), words=words, trouble=trouble
+        machine,
+        command=(*_PYTHON, _source(), "watch", namespace),
+        words=words,
+        trouble=trouble,
+        before="looking for the cluster agent",
     )
 
 

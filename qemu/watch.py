@@ -98,6 +98,8 @@ class NodeWatch:
     command: Sequence[str] = ("/usr/bin/python3", "-ISc", STATUS_WATCHER)
     words: Callable[[dict[str, Any]], str] = describe
     trouble: Callable[[dict[str, Any]], list[str]] = reasons
+    # Said until the first document comes.
+    before: str = "system is up, supervisor starting"
     _said: str = ""
     _job: Job | None = None
     _line: bytes = b""
@@ -115,7 +117,7 @@ class NodeWatch:
         if self.status:
             words = self.words(self.status)
         elif self._job:
-            words = "system is up, supervisor starting"
+            words = self.before
         else:
             words = stage_of(self.machine.serial.text())
         if words == self._said:

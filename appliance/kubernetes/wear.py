@@ -19,8 +19,8 @@ GIGABYTE = 1000 * MEGABYTE
 
 SAMPLE_SECONDS = 60.0
 """So often a figure changes."""
-SHOWN_SECONDS = 3600.0
-"""A rate is that of the last hour; of less, until there is more."""
+SHOWN_SECONDS = 600.0
+"""A rate is that of the last ten minutes: a start, which writes much, is soon forgotten."""
 JUDGED_SECONDS = 6 * 3600.0
 """A card is worn by what goes on for days: images that are brought in, or a restart, are not it."""
 CARD_BYTES_PER_DAY = 10 * GIGABYTE

@@ -33,13 +33,13 @@ def test_the_first_look_knows_only_what_was_written_since_boot() -> None:
     assert (found.since_boot, found.per_day, found.seconds) == (500 * MB, None, 0)
 
 
-def test_a_rate_is_that_of_the_last_hour() -> None:
-    found = fed([(30, MB)]).writes
+def test_a_rate_is_that_of_the_last_ten_minutes() -> None:
+    found = fed([(5, MB)]).writes
     assert found is not None
-    assert (found.per_day, found.seconds) == (1440 * MB, 30 * 60)
-    busy_first = fed([(120, 50 * MB), (60, MB)]).writes
+    assert (found.per_day, found.seconds) == (1440 * MB, 5 * 60)
+    busy_first = fed([(120, 50 * MB), (10, MB)]).writes
     assert busy_first is not None
-    assert (busy_first.per_day, busy_first.seconds) == (1440 * MB, 3600)
+    assert (busy_first.per_day, busy_first.seconds) == (1440 * MB, 600)
 
 
 def test_it_is_looked_at_once_a_minute() -> None:

@@ -5,12 +5,15 @@ One story on two machines; the tests stand in its order.
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from appliance.kubernetes import wear
 from image.artifacts import Artifacts
 from qemu import demo, kube, lab, workload
 from qemu.machine import Machine
@@ -73,6 +76,14 @@ def test_one_is_the_server_and_the_other_its_agent(cluster: Cluster, founded: Do
     assert [one["agent"]["problems"] for one in founded] == [[], []]
     (server,) = kube.servers(founded)
     assert {one["name"] for one in founded[server]["nodes"]} == set(cluster.names)
+
+
+def test_a_node_says_what_it_writes(cluster: Cluster, founded: Documents) -> None:
+    for name, one in zip(cluster.names, founded, strict=True):
+        writes = one["agent"]["writes"]
+        assert writes["since_boot"] > 0
+        assert re.fullmatch(r"vd[a-z]7", writes["device"])
+        print(f"{name}, {one['agent']['role']}: {wear.read_words(writes)}", file=sys.stderr)
 
 
 def test_kubernetes_records_the_ranges_that_the_nodes_claimed(

@@ -7,25 +7,36 @@ back.
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import os
+import shlex
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from appliance.kubernetes import wear
 from image.artifacts import Artifacts
-from qemu import demo, lab, workload
+from qemu import demo, kube, lab, workload
+from qemu.machine import Machine
 from qemu.spec import UserNic
 from qemu.watch import peers_up
-from tests.vm.clusters import Cluster
+from qemu.workload import Target
+from tests.vm.clusters import SECONDS, Cluster, Documents, supervisor_view
 from tests.vm.conftest import MachineFactory, cluster_spec, wait_ready
+from tests.vm.remote import OperatorMachine, operator_machine
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 PUBLIC, PORT = "192.0.2.1", 51820
 """TEST-NET-1 (RFC 5737): an address of the namespace's loopback."""
+REST_PER_DAY = wear.CARD_BYTES_PER_DAY / 5
+"""What a node without work may write: a card has to bear the work too."""
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +56,21 @@ def namespace() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the operator has: the network's directory."""
+    return tmp_path_factory.mktemp("operator")
+
+
+@pytest.fixture(scope="module")
 def cluster(
     namespace: Path,
     start_machine: MachineFactory,
     x86_image: Artifacts,
     lan: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    folder: Path,
 ) -> Cluster:
     settings = ["--no-mdns", "--no-dht", "--peer", f"{PUBLIC}:{PORT}"]
-    token, _ = lab.make_tokens(
-        2, tmp_path_factory.mktemp("operator"), cluster=True, settings=settings
-    )
+    token, _ = lab.make_tokens(2, folder, cluster=True, settings=settings)
     nics = {
         "public": UserNic(restrict=False, udp_forwards=((PUBLIC, PORT, PORT),)),
         "hidden": UserNic(restrict=False, network="10.0.3.0/24"),
@@ -79,8 +94,181 @@ def test_the_hidden_one_found_the_public_one_by_its_address(cluster: Cluster) ->
     assert peer["endpoint"] != f"{PUBLIC}:{PORT}"
 
 
-def test_pods_reach_each_other_through_the_nat(cluster: Cluster) -> None:
-    founded = cluster.wait_ready()
-    server = cluster.machines[cluster.index_of_server(founded)]
+@pytest.fixture(scope="module")
+def founded(cluster: Cluster) -> Documents:
+    """What is seen of the cluster once it is Ready."""
+    return cluster.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def server(cluster: Cluster, founded: Documents) -> Machine:
+    return cluster.machines[cluster.index_of_server(founded)]
+
+
+@pytest.fixture(scope="module")
+def pods(cluster: Cluster, server: Machine) -> list[Target]:
+    """A pod on each node, with a Service each."""
     workload.create(server, cluster.names, workload.image_name(server))
-    cluster.ask_each_other(cluster.targets(cluster.wait_pods()))
+    return cluster.targets(cluster.wait_pods())
+
+
+@pytest.fixture(scope="module")
+def operator(folder: Path, cluster: Cluster) -> Iterator[OperatorMachine]:
+    guests = {machine.spec.name: machine for machine in cluster.machines}
+    with operator_machine(folder, guests) as made:
+        yield made
+
+
+def test_pods_reach_each_other_through_the_nat(cluster: Cluster, pods: list[Target]) -> None:
+    cluster.ask_each_other(pods)
+
+
+def test_a_policy_denies_and_allows_between_the_machines(
+    cluster: Cluster, server: Machine, pods: list[Target]
+) -> None:
+    """The first pod is closed to all, opened to the second, closed to it again, and free."""
+    closed, other = pods
+    at = cluster.machines[1]
+    policies = f"/apis/networking.k8s.io/v1/namespaces/{kube.NAMESPACE}/networkpolicies"
+
+    def allow(method: str, path: str, *labels: dict[str, str]) -> None:
+        peers = [{"podSelector": {"matchLabels": one}} for one in labels]
+        spec = {
+            "podSelector": {"matchLabels": {"pod": closed.name}},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": peers}] if peers else [],
+        }
+        policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
+        body = policy | {"metadata": {"name": "closed"}, "spec": spec}
+        kube.ask(server, [(method, path, body)])[0].check()
+
+    assert answers(at, other, closed) == {True}
+    allow("POST", policies)
+    wait_answers(at, other, closed, as_wanted=False)
+    assert answers(at, other, closed, times=2) == {False}
+    # The way back is none of this policy's, and the pod stays Ready: its node may always ask it.
+    assert answers(cluster.machines[0], closed, other) == {True}
+    allow("PATCH", f"{policies}/closed", {"pod": other.name})
+    wait_answers(at, other, closed, as_wanted=True)
+    allow("PATCH", f"{policies}/closed", {"pod": "nobody"})
+    wait_answers(at, other, closed, as_wanted=False)
+    kube.ask(server, [("DELETE", f"{policies}/closed", None)])[0].check()
+    wait_answers(at, other, closed, as_wanted=True)
+    cluster.wait_pods()
+
+
+def answers(machine: Machine, source: Target, target: Target, *, times: int = 1) -> set[bool]:
+    """Return whether a pod gets a page of another, by its address and by its Service."""
+    pid = workload.pid_of(machine, source)
+    asked = [workload.inside(pid, argv) for argv in pages(target)] * times
+    return {machine.run(argv, timeout=120).exit_status == 0 for argv in asked}
+
+
+def wait_answers(machine: Machine, source: Target, target: Target, *, as_wanted: bool) -> None:
+    """Wait until a pod gets pages of another, in both ways, or in neither."""
+    pid = workload.pid_of(machine, source)
+    sign = "" if as_wanted else "! "
+    for argv in pages(target):
+        script = f"{sign}{shlex.join(workload.inside(pid, argv))}"
+        machine.wait_for(["/bin/sh", "-c", script], timeout=SECONDS / 4)
+
+
+def pages(target: Target) -> list[list[str]]:
+    address = next(one for one in target.addresses if ":" not in one)
+    places = (f"{address}:{workload.PORT}", target.service)
+    return [
+        [workload.BUSYBOX, "wget", "-q", "-T", "15", "-O", "-", f"http://{one}/"] for one in places
+    ]
+
+
+@pytest.mark.parametrize("kind", ["of-a-node", "of-kubernetes"])
+def test_an_exposed_service_is_reached_from_the_other_node(
+    cluster: Cluster, server: Machine, pods: list[Target], kind: str
+) -> None:
+    """By the other node itself and by its pod; by nobody any more when it is taken back."""
+    index = cluster.machines.index(server)
+    there, pod = cluster.machines[1 - index], pods[1 - index]
+    if kind == "of-a-node":
+        address = demo.overlay_address(demo.node_status(server))
+        demo.serve_page(server, address)
+        exposed, said = f"--port {demo.PORT}", f"Hello from {cluster.names[index]}"
+    else:
+        name = pods[index].name
+        exposed, said = f"--port 8100 --to k8s:{kube.NAMESPACE}/{name}", name
+    server.run(f"skerry service expose {kind} {exposed}", timeout=120, check=True)
+    shown = there.run(f"skerry service connect {kind}", timeout=120, check=True)
+    url = f"http://{where(there, kind)}/"
+    fetch = ["/usr/bin/python3", "-ISc", FETCH, url]
+    page = there.wait_for(fetch, timeout=SECONDS / 4).stdout
+    assert said in page, shown.stdout + shown.stderr
+    argv = [workload.BUSYBOX, "wget", "-q", "-T", "15", "-O", "-", url]
+    inside = workload.inside(workload.pid_of(there, pod), argv)
+    assert said in there.wait_for(inside, timeout=SECONDS / 4).stdout
+    server.run(f"skerry service rm {kind}", timeout=120, check=True)
+    there.wait_for(["/bin/sh", "-c", f"! {shlex.join(fetch)}"], timeout=SECONDS / 4)
+    there.run(f"skerry service rm {kind}", timeout=120, check=True)
+
+
+def where(machine: Machine, service: str) -> str:
+    """Wait until a node knows where a service is; return address and port."""
+    deadline = time.monotonic() + SECONDS / 4
+    while True:
+        listed = machine.run("skerry service ls --json", timeout=120, check=True).stdout
+        found = [one for one in json.loads(listed)["services"] if one["name"] == service]
+        if found and found[0]["port"]:
+            return f"{found[0]['address']}:{found[0]['port']}"
+        assert time.monotonic() < deadline, listed
+        time.sleep(1)
+
+
+FETCH = """
+import sys, urllib.request
+print(urllib.request.urlopen(sys.argv[1], timeout=15).read().decode())
+"""
+
+
+def test_the_apis_address_takes_a_write_from_the_agents_node(
+    cluster: Cluster, server: Machine, operator: OperatorMachine, folder: Path
+) -> None:
+    view = supervisor_view(server)
+    network = ipaddress.ip_network(view["settings"]["host_range"])
+    address = str(network[1])
+    agent = next(machine for machine in cluster.machines if machine is not server)
+    file = folder / "kubeconfig"
+    via = f"ssh://{server.spec.name}"
+    operator.skerry_plain("kubeconfig", "--via", via, "--server", address, "--output", str(file))
+    agent.put_file("/run/operator.yaml", file.read_bytes())
+    command = "kubectl --kubeconfig /run/operator.yaml create configmap by-the-address"
+    agent.run(f"{command} --from-literal=from={agent.spec.name}", timeout=300, check=True)
+    path = f"/api/v1/namespaces/{kube.NAMESPACE}/configmaps/by-the-address"
+    written = kube.ask(server, [("GET", path, None)])[0].check()
+    assert written["data"] == {"from": agent.spec.name}
+
+
+def test_a_node_at_rest_writes_little(cluster: Cluster, server: Machine) -> None:
+    """By what it reports once a minute, over four of them."""
+    first = {machine: next_report(machine) for machine in cluster.machines}
+    for _ in range(3):
+        next_report(server)
+    for machine, (began, before) in first.items():
+        ended, after = next_report(machine)
+        part = "server" if machine is server else "agent"
+        per_day = (after - before) / (ended - began) * wear.DAY
+        words = f"{wear.size(per_day / 1440)} a minute, {wear.size(per_day)} a day"
+        print(f"{part}, {ended - began:.0f} s at rest: {words}", file=sys.stderr)
+        assert per_day < REST_PER_DAY, part
+
+
+def next_report(machine: Machine) -> tuple[float, int]:
+    """Wait until a node has looked anew; return when, and how many bytes since its start."""
+
+    def writes() -> dict[str, int]:
+        shown = machine.run("cat /run/skerry-cluster/status.json", timeout=120, check=True)
+        found: dict[str, int] = json.loads(shown.stdout)["writes"]
+        return found
+
+    last, deadline = writes(), time.monotonic() + SECONDS
+    while (now := writes()) == last:
+        assert time.monotonic() < deadline, last
+        time.sleep(1)
+    return time.monotonic(), now["since_boot"]
