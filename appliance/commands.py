@@ -67,9 +67,11 @@ def _add_supervisor(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     actions = supervisor.add_subparsers(dest="action", metavar="ACTION", required=True)
     run = actions.add_parser("run", help="run it (the unit skerry.service does)")
     run.add_argument(
-        "--state-dir", type=Path, metavar="DIR", help=f"identity and state ({STATE_DIR})"
+        "--state-dir", type=Path, metavar="DIR", help=f"identity and state (default: {STATE_DIR})"
     )
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help=f"socket and inbox ({RUN_DIR})")
+    run.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help=f"socket and inbox (default: {RUN_DIR})"
+    )
     run.add_argument("--interface", metavar="NAME", help="the overlay's network interface")
     run.add_argument("--wireguard", choices=WIREGUARD_MODES, help="which implementation")
     run.add_argument("--wireguard-go", type=Path, metavar="PATH", help="the userspace one")

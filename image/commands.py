@@ -21,7 +21,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     commands = image.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = commands.add_parser("build", help="build the disk image of a board")
     _common(build)
-    build.add_argument("--output", type=Path, metavar="DIR", help="where to (build/BOARD)")
+    build.add_argument("--output", type=Path, metavar="DIR", help="default: build/BOARD")
     build.set_defaults(handler=_build)
     lock = commands.add_parser("lock", help="lock the archive's current Debian packages")
     lock.add_argument("architecture", nargs="*", help="amd64, arm64 (default: both)")
@@ -29,13 +29,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     container = commands.add_parser(
         "oci", help="overlay and pod networking as a container image, with its DaemonSet"
     )
-    container.add_argument("architecture", nargs="?", default="amd64", help="(amd64) or arm64")
+    container.add_argument(
+        "architecture", nargs="?", default="amd64", help="amd64 (default) or arm64"
+    )
     container.add_argument(
         "--name",
         default=f"skerry.local/skerry:{__version__}",
-        help="what the image is called (%(default)s)",
+        help="what the image is called (default: %(default)s)",
     )
-    container.add_argument("--output", type=Path, metavar="DIR", help="where to (build/oci)")
+    container.add_argument("--output", type=Path, metavar="DIR", help="default: build/oci")
     container.set_defaults(handler=_oci)
     boards = commands.add_parser("boards", help="list the boards")
     boards.set_defaults(handler=_boards)
@@ -47,13 +49,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     actions = bundle.add_subparsers(dest="action", metavar="ACTION", required=True)
     make = actions.add_parser("build", help="build the update bundle of a board")
     _common(make)
-    make.add_argument("--output", type=Path, metavar="FILE", help="(build/BOARD/update.raucb)")
+    make.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: build/BOARD/update.raucb"
+    )
     make.set_defaults(handler=_bundle)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("board", help="a folder of board_configs/")
-    parser.add_argument("--version", default=__version__, help=f"({__version__})")
+    parser.add_argument("--version", default=__version__, help=f"default: {__version__}")
     parser.add_argument(
         "--overlay",
         type=Path,

@@ -20,7 +20,7 @@ _STEADY = "the node keeps working meanwhile"
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``update`` and its own sub-commands."""
     parser = subparsers.add_parser("update", help="A/B updates of this node")
-    commands = parser.add_subparsers(dest="update_command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="update_command", metavar="ACTION", required=True)
 
     install = commands.add_parser("install", help="write a bundle into the other slot, and try it")
     install.add_argument("file", metavar="FILE", help="the bundle (.raucb)")

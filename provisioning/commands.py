@@ -47,7 +47,7 @@ def _add_setting(group: argparse._ArgumentGroup, setting: Explained) -> None:
     if setting.kind is bool:
         flag = flag.replace("--", "--no-") if setting.default else flag
         keywords |= {"action": "store_const", "const": not setting.default}
-        keywords["help"] = f"not: {setting.help}" if setting.default else setting.help
+        keywords["help"] = f"turn off: {setting.help}" if setting.default else setting.help
     elif setting.kind is tuple:
         flag = flag.removesuffix("s")
         keywords |= {"action": "append", "metavar": "VALUE", "help": f"{setting.help}; repeatable"}

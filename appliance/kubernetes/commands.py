@@ -36,7 +36,11 @@ def register(subparsers: Actions) -> None:
         "server sealed to the network's root key, fetched like the ledger.",
     )
     config.add_argument("--output", type=Path, metavar="FILE", help="write it there, mode 0600")
-    config.add_argument("--server", metavar="ADDRESS", help="where the API is reached from there")
+    config.add_argument(
+        "--server",
+        metavar="ADDRESS",
+        help="where the API is reached from this machine (default: as the server says)",
+    )
     config.add_argument(
         "--network", help="directory or name of the network (default: the only one)"
     )

@@ -38,7 +38,7 @@ def register(
         parser.set_defaults(handler=handler)
         return parser
 
-    put = add("put", _put, "put a secret's (next) value; on a server")
+    put = add("put", _put, "put a secret's (next) value (on a server)")
     put.add_argument("name", metavar="NAME")
     put.add_argument(
         "value",
@@ -53,7 +53,9 @@ def register(
     )
     add("get", _get, "print a secret's value").add_argument("name", metavar="NAME")
     add("ls", _ls, "list the secrets, who may read them, and which are exposed")
-    add("rm", _rm, "end a secret for all members; on a server").add_argument("name", metavar="NAME")
+    add("rm", _rm, "end a secret for all members (on a server)").add_argument(
+        "name", metavar="NAME"
+    )
 
 
 def _put(arguments: argparse.Namespace) -> None:
