@@ -6,7 +6,6 @@ import errno
 import itertools
 import os
 import socket
-from types import TracebackType
 from typing import Self
 
 from appliance.cni import netlink as nl
@@ -51,12 +50,7 @@ class Netlink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._socket.close()
 
     def do(self, *requests: Request) -> None:

@@ -26,7 +26,6 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from appliance.api.client import ApiError, call
@@ -107,12 +106,7 @@ class Forks:
         self._nodes: list[Node] = []
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for node in self._nodes:
             node.kill()
             os.close(node._handle)

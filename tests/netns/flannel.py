@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from image.flannel_programs import FLANNELD, TOOLS
@@ -53,12 +52,7 @@ class Flannel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.api.close()
 
     def start(self, node: Node) -> None:

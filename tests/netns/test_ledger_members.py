@@ -34,7 +34,7 @@ def test_a_revoked_node_is_out_and_learns_nothing_new() -> None:
                 pinger.add(bad.namespace, node.overlay_addresses()[0])
                 pinger.add(node.namespace, bad.overlay_addresses()[0])
             survivors = pinger.add(rest[0].namespace, rest[1].overlay_addresses()[0])
-            # The first ping of a pair may wait for a handshake: seconds, when both begin one at once.
+            # The first ping of a pair may wait for a handshake: seconds, if both begin one at once.
             assert not pinger.until_all(20), "they all reach each other before it is revoked"
             lost = survivors.sent - survivors.got
             with Stream(pinger):
@@ -43,7 +43,7 @@ def test_a_revoked_node_is_out_and_learns_nothing_new() -> None:
                 time.sleep(GOAL_SECONDS + 2)
                 lasts = [path.last or 0.0 for path in pinger.paths if path is not survivors]
             assert max(lasts) - begun < GOAL_SECONDS, "a packet got through long afterwards"
-            assert survivors.sent - survivors.got < lost + 10, "the survivors lost packets among them"
+            assert survivors.sent - survivors.got < lost + 10, "survivors lost packets, too"
         put(rest[1], "shared", "after", b"new-secret-thing")
         # What the revoked one wrote is gone, too.
         alike(rest, "shared", {"before": "old", "after": "new-secret-thing"}, 20)
