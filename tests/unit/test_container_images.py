@@ -13,7 +13,14 @@ import pytest
 from appliance.container_images import archives, importing
 from appliance.container_images.archives import ArchiveError
 from appliance.container_images.containerd import parse_images
-from appliance.container_images.importing import PINNED, SOURCE, Held, Outcome, Record, RuntimeTroubleError
+from appliance.container_images.importing import (
+    PINNED,
+    SOURCE,
+    Held,
+    Outcome,
+    Record,
+    RuntimeTroubleError,
+)
 
 D1, D2 = (f"sha256:{letter * 64}" for letter in "12")
 
