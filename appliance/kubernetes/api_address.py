@@ -83,30 +83,45 @@ class ApiAddress:
         wanted = serves and not api.why and held_here(observed)
         try:
             if not cluster.document.vpn:
-                held = await asyncio.to_thread(self._keep_on_lan, cluster, wanted and leads)
+                held, problem = await asyncio.to_thread(
+                    self._keep_on_lan, cluster, wanted and leads
+                )
+                self._say(problem)
             elif not away and wanted != self._held:
                 await asyncio.to_thread(self._put, api.address, wanted)
                 held = wanted
+                self._say(None)
             else:
                 return
         except OSError as error:
-            log.warning("the API's address %s can't be changed: %s", api.address, error)
+            self._say(_failed(api.address, error))
             return
         if held != self._held and (held or self._held):
             log.info("the API's address %s is %s", api.address, "here now" if held else "given up")
         self._held = held
 
-    def _keep_on_lan(self, cluster: Cluster, wanted: bool) -> bool:
+    def _keep_on_lan(self, cluster: Cluster, wanted: bool) -> tuple[bool, Problem | None]:
         address = ipaddress.IPv4Address(cluster.document.api.address)
         problem = None
         if wanted and cluster.node_addresses:
             problem = self._lan.keep(address, cluster.node_addresses[0], self._clock())
         else:
             self._lan.leave(address)
-        if problem is not None and (problem,) != self.problems:
+        return self._lan.here, problem
+
+    def _say(self, problem: Problem | None) -> None:
+        problems = () if problem is None else (problem,)
+        if problem is not None and problems != self.problems:
             log.warning("%s", problem.message)
-        self.problems = () if problem is None else (problem,)
-        return self._lan.here
+        self.problems = problems
+
+
+def _failed(address: str, error: OSError) -> Problem:
+    return Problem(
+        "api-address-failed",
+        f"the API's address {address} can't be changed: {error}",
+        "It is tried again all the time. `ip address` shows what is where.",
+    )
 
 
 def _machine_lan() -> Lan:

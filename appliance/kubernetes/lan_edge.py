@@ -38,7 +38,7 @@ class MachineLan:
 
     def find(self, node_address: str) -> Port | None:
         """Return the interface that has a node's address."""
-        with IPRoute() as netlink:
+        with IPRoute() as netlink, _as_os_errors():
             found = list(netlink.addr("dump", family=socket.AF_INET))
             index = next((one["index"] for one in found if _host(one) == node_address), None)
             if index is None:

@@ -80,9 +80,11 @@ async def test_what_fails_is_tried_again(tmp_path: Path) -> None:
     links.broken = True
     await here.keep(observed, serves=True, leads=True)
     assert here.report() == ApiReport("10.10.0.1", here=False)
+    assert [one.code for one in here.problems] == ["api-address-failed"]
     links.broken = False
     await here.keep(observed, serves=True, leads=True)
     assert links.done == [("10.10.0.1", True)]
+    assert here.problems == ()
 
 
 async def test_where_a_node_has_it_or_there_is_none_it_is_nowhere(tmp_path: Path) -> None:
@@ -166,6 +168,7 @@ async def test_what_stands_against_it_is_in_the_report(tmp_path: Path) -> None:
     # Netlink refuses: it is tried again, and said.
     machine.broken = True
     await world.turns(1)
+    assert [one["code"] for one in world.status["problems"]] == ["api-address-failed"]
     machine.broken = False
     machine.found = Port(1, "eth0", b"", ())
     await world.turns(1)
