@@ -30,6 +30,7 @@ DEBIAN = ("ca-certificates", "nftables", "python3", "wireguard-tools")
 _HERE = Path(__file__).parent
 MANIFEST = _HERE / "foreign" / "skerry.yaml"
 INSTALLER = _HERE / "foreign" / "install-cni"
+WIREGUARD = _HERE / "foreign" / "userspace-wireguard"
 _NAME = re.compile(
     r"[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)+:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 )
@@ -71,7 +72,8 @@ def make(architecture: Architecture, name: str, directory: Path) -> Made:
             for program in (*kubernetes.CNI, WIREGUARD_GO):
                 folder = "usr/lib/skerry/bin" if program is WIREGUARD_GO else "usr/lib/cni"
                 _copy(build(program, architecture.value), tree / folder / program.name)
-            _copy(INSTALLER, tree / "usr/lib/skerry/bin" / INSTALLER.name)
+            for script in (INSTALLER, WIREGUARD):
+                _copy(script, tree / "usr/lib/skerry/bin" / script.name)
             image = Image(
                 (name,), architecture.value, entries(tree), ("/usr/bin/skerry",), below=(base,)
             )

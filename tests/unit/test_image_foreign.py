@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from skerry.__main__ import build_parser
 
 def test_the_manifest_names_the_image_everywhere() -> None:
     text = foreign.manifest("registry.example/skerry:1.0")
-    assert text.count('image: "registry.example/skerry:1.0"') == 3
+    assert text.count('image: "registry.example/skerry:1.0"') == 4
     assert not re.search(r"@[A-Z]+@", text)
 
 
@@ -30,7 +33,8 @@ def test_what_the_manifest_calls_are_our_commands() -> None:
     words = re.findall(r"- (\S+)", supervisor)
     found = build_parser().parse_args(words)
     assert str(found.token_file) == "/etc/skerry/token.txt"
-    assert str(found.wireguard_go) == "/usr/lib/skerry/bin/wireguard-go"
+    assert str(found.wireguard_go) == f"/usr/lib/skerry/bin/{foreign.WIREGUARD.name}"
+    assert f"command: [{found.wireguard_go}, run, skerry0]" in text
     (agent,) = re.findall(r"args: \[(.*)\]", text)
     assert build_parser().parse_args(agent.split(", ")).pods_only
 
@@ -106,3 +110,35 @@ def test_plugins_are_put_beside_others(tmp_path: Path) -> None:
         "loopback": "our loopback",
     }
     assert (theirs / "loopback").stat().st_mode & 0o777 == 0o755
+
+
+def test_userspace_wireguard_runs_when_it_is_called_for(tmp_path: Path) -> None:
+    """Beside who calls for it; and anew, in spite of the socket that the first one left."""
+    places, program = tmp_path / "run", tmp_path / "wireguard-go"
+    places.mkdir()
+    listen = "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{listen}" {places}/$2.sock\n')
+    program.chmod(0o755)
+    text = foreign.WIREGUARD.read_text().replace("/run/wireguard", str(places))
+    script = text.replace("/usr/lib/skerry/bin/wireguard-go", str(program))
+    words = ["sh", "-c", script, "userspace-wireguard"]
+    for _ in range(2):
+        with subprocess.Popen([*words, "run", "sk0"]) as beside:
+            subprocess.run([*words, "sk0"], check=True, timeout=20)
+            assert beside.wait(20) == 0
+        assert (places / "sk0.sock").is_socket()
+
+
+def test_userspace_wireguard_that_waits_ends_when_it_is_told(tmp_path: Path) -> None:
+    script = foreign.WIREGUARD.read_text().replace("/run/wireguard", str(tmp_path))
+    # Its first process, as in a container: such a one heeds only what it asks for.
+    ready = f"{script.replace('wait $!', 'echo ready; wait $!')}"
+    words = ["sh", "-c", ready, "userspace-wireguard", "run", "sk0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == b"ready\n"
+        waiting.terminate()
+        assert waiting.wait(20) == 0
+    # In a container its reader ends with it; here it may have been too young to be told.
+    with suppress(OSError):
+        os.close(os.open(tmp_path / "sk0.wanted", os.O_WRONLY | os.O_NONBLOCK))
