@@ -22,10 +22,12 @@ from provisioning.keys import ID_SIZE, id_text, short_hash
 
 BUCKET = "cluster"
 BALLOT, FOUNDED, ROLE, SERVER, PLAN, VIP = "ballot", "founded", "role", "server", "plan", "vip"
+DRAINED = "drained"
 VERSION = 1
 NUMBER_MAX = 2**40
 ADDRESSES_MAX = 4
 SERVERS_MAX = 7
+DRAINED_MAX = 32
 VALUE_MAX = 1024
 FILE_MAX = 4096
 _CLUSTER_LABEL = b"skerry cluster id v1"
@@ -110,6 +112,13 @@ class Vip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     since_ms: int
 
 
+class Drained(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What the engine's leader says of nodes that are to have no pods: how many each still has."""
+
+    version: int
+    left: tuple[tuple[bytes, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Entries:
     """The well-formed entries of bucket ``cluster``, by kind and node."""
@@ -120,6 +129,7 @@ class Entries:
     servers: Mapping[bytes, Server] = field(default_factory=dict)
     plans: Mapping[bytes, Plan] = field(default_factory=dict)
     vips: Mapping[bytes, Vip] = field(default_factory=dict)
+    drained: Mapping[bytes, Drained] = field(default_factory=dict)
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -144,7 +154,7 @@ def key_of(node: bytes, kind: str) -> str:
     return f"{id_text(node)}/{kind}"
 
 
-def value_of(said: Vote | Founded | Role | Server | Plan | Vip) -> bytes:
+def value_of(said: Vote | Founded | Role | Server | Plan | Vip | Drained) -> bytes:
     """Return an entry's value."""
     return codec.encode(said)
 
@@ -157,6 +167,7 @@ def read(said: Iterable[Said]) -> Entries:
     servers: dict[bytes, Server] = {}
     plans: dict[bytes, Plan] = {}
     vips: dict[bytes, Vip] = {}
+    drained: dict[bytes, Drained] = {}
     for one in said:
         node, _, kind = one.key.partition("/")
         if read_id(node) != one.owner:
@@ -174,7 +185,9 @@ def read(said: Iterable[Said]) -> Entries:
                 _keep(plans, one, Plan, _plan_fits)
             case "vip":
                 _keep(vips, one, Vip, _vip_fits)
-    return Entries(votes, founded, roles, servers, plans, vips)
+            case "drained":
+                _keep(drained, one, Drained, _drained_fits)
+    return Entries(votes, founded, roles, servers, plans, vips, drained)
 
 
 def read_kept(data: bytes) -> Kept | None:
@@ -261,6 +274,14 @@ def _plan_fits(said: Plan) -> bool:
 def _vip_fits(said: Vip) -> bool:
     right = _is_id(said.cluster_id) and 0 <= said.term <= NUMBER_MAX and said.since_ms >= 0
     return said.version == VERSION and right
+
+
+def _drained_fits(said: Drained) -> bool:
+    return (
+        said.version == VERSION
+        and len(said.left) <= DRAINED_MAX
+        and all(_is_id(node) and 0 <= pods <= NUMBER_MAX for node, pods in said.left)
+    )
 
 
 def _is_id(one: bytes) -> bool:

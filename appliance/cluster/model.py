@@ -67,6 +67,7 @@ class Orders:
 
     founder: bytes | None = None
     servers: int | None = None
+    drain: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,53 +55,14 @@ class KubeApi:
     def ready(self) -> bool:
         """Say whether it serves."""
         try:
-            return self._ask("GET", "/readyz").strip() == b"ok"
+            return self.ask("GET", "/readyz").strip() == b"ok"
         except KubeApiError:
             return False
 
-    def get(self, path: str) -> bytes:
-        """Return what is at a path."""
-        return self._ask("GET", path)
-
-    def nodes(self) -> tuple[NodeObject, ...]:
-        """Return all nodes."""
-        return read_nodes(self._ask("GET", "/api/v1/nodes"))
-
-    def node(self, name: str) -> NodeObject | None:
-        """Return a node, None if there is none."""
-        try:
-            return read_node(self._ask("GET", f"/api/v1/nodes/{quote(name)}"))
-        except KubeApiError as error:
-            if error.status == 404:
-                return None
-            raise
-
-    def lease(self) -> Lease | None:
-        """Return the lease of the controller manager's leader, None if there is none."""
-        path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-controller-manager"
-        try:
-            return read_lease(self._ask("GET", path))
-        except KubeApiError as error:
-            if error.status == 404:
-                return None
-            raise
-
-    def perform(self, change: Record | Remove) -> None:
-        """Record a node's ranges, or delete a node."""
-        path = f"/api/v1/nodes/{quote(change.node)}"
-        if isinstance(change, Record):
-            self._ask("PATCH", path, patch_of(change), _MERGE)
-            return
-        body = json.dumps({"preconditions": {"uid": change.uid}}).encode()
-        try:
-            self._ask("DELETE", path, body)
-        except KubeApiError as error:
-            if error.status != 404:
-                raise
-
-    def _ask(
+    def ask(
         self, method: str, path: str, body: bytes | None = None, kind: str = "application/json"
     ) -> bytes:
+        """Send a request and return the answer's body. Raises KubeApiError."""
         headers = {"Accept": "application/json", "Content-Type": kind}
         if self._account is not None:
             headers["Authorization"] = f"Bearer {self._account.bearer()}"
@@ -112,7 +73,7 @@ class KubeApi:
             self.close()
             if again and not isinstance(error, TimeoutError):
                 # It was closed meanwhile: servers end connections that rest.
-                return self._ask(method, path, body, kind)
+                return self.ask(method, path, body, kind)
             raise KubeApiError(
                 f"the Kubernetes API at {self._where} does not answer: "
                 f"{str(error) or type(error).__name__}",
@@ -127,6 +88,46 @@ class KubeApi:
                 status=status,
             )
         return data
+
+    def get(self, path: str) -> bytes:
+        """Return what is at a path."""
+        return self.ask("GET", path)
+
+    def nodes(self) -> tuple[NodeObject, ...]:
+        """Return all nodes."""
+        return read_nodes(self.ask("GET", "/api/v1/nodes"))
+
+    def node(self, name: str) -> NodeObject | None:
+        """Return a node, None if there is none."""
+        try:
+            return read_node(self.ask("GET", f"/api/v1/nodes/{quote(name)}"))
+        except KubeApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def lease(self) -> Lease | None:
+        """Return the lease of the controller manager's leader, None if there is none."""
+        path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-controller-manager"
+        try:
+            return read_lease(self.ask("GET", path))
+        except KubeApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def perform(self, change: Record | Remove) -> None:
+        """Record a node's ranges, or delete a node."""
+        path = f"/api/v1/nodes/{quote(change.node)}"
+        if isinstance(change, Record):
+            self.ask("PATCH", path, patch_of(change), _MERGE)
+            return
+        body = json.dumps({"preconditions": {"uid": change.uid}}).encode()
+        try:
+            self.ask("DELETE", path, body)
+        except KubeApiError as error:
+            if error.status != 404:
+                raise
 
     def close(self) -> None:
         """Close the connection; the next question opens another."""

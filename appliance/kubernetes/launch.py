@@ -16,6 +16,7 @@ from appliance.kubernetes import files
 from appliance.kubernetes.agent import TURN_SECONDS, Agent
 from appliance.kubernetes.api_address import ApiAddress
 from appliance.kubernetes.asking import Supervisor
+from appliance.kubernetes.draining import Draining
 from appliance.kubernetes.engine import EngineKeeper
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
@@ -70,7 +71,7 @@ def _agent(places: Places, units: Units, cni: CniHost) -> Agent | PodsOnly:
         places,
         supervisor=supervisor,
         engine=EngineKeeper(places, units, time.monotonic),
-        kube=KubeSide(places, observer),
+        kube=KubeSide(places, observer, draining=Draining(supervisor)),
         sealer=Sealer(places, supervisor),
         observer=observer,
         cni=cni,

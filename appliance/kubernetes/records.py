@@ -26,6 +26,7 @@ class _Meta(msgspec.Struct, frozen=True):
     name: str
     uid: str = ""
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
 
 
 class _Spec(
@@ -33,6 +34,7 @@ class _Spec(
 ):
     provider_id: str = ""
     ranges: tuple[str, ...] = ()
+    unschedulable: bool = False
 
 
 class _Condition(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from appliance.cluster.growth import Engine
 from appliance.cluster.recorded import Reconciled
 from appliance.kubernetes import files, records
 from appliance.kubernetes.config import bracketed
+from appliance.kubernetes.draining import Asker, Draining
 from appliance.kubernetes.errors import KubeApiError, KubernetesError
 from appliance.kubernetes.facts import Cluster
 from appliance.kubernetes.kubeapi import KubeApi
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 40.0
 
 
-class Api(Protocol):
+class Api(Asker, Protocol):
     """What is asked of Kubernetes; every method blocks and may raise KubeApiError."""
 
     def ready(self) -> bool:
@@ -84,6 +85,7 @@ class KubeSide:
         observer: Observer,
         *,
         connect: Connect | None = None,
+        draining: Draining | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
@@ -91,6 +93,7 @@ class KubeSide:
         self._places = places
         self._observer = observer
         self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
+        self._draining = draining
         self._api: tuple[Kubeconfig, Api] | None = None
         self._trouble = ""
         self.facts = KubeFacts()
@@ -144,12 +147,18 @@ class KubeSide:
                 problems.append(Problem("kubernetes-refused", str(error), error.hint or ""))
             else:
                 log.info("told Kubernetes: %s", change)
+        engine = self._engine(cluster, part, nodes, lease)
+        if engine.leader and self._draining is not None:
+            try:
+                await self._draining.work(api, nodes, observed)
+            except KubernetesError as error:
+                problems.append(Problem("draining", str(error), error.hint or ""))
         return KubeFacts(
             serves=True,
             node=_named(nodes, cluster.document.name),
             own=decided.own,
             nodes={one.metadata.name: one.ready for one in nodes},
-            engine=self._engine(cluster, part, nodes, lease),
+            engine=engine,
             problems=tuple(problems),
         )
 

@@ -21,7 +21,11 @@ _GRANT = "a grant's id (or its beginning: skerry token ls), or a token of it: te
 def register(subparsers: Actions) -> None:
     """Add our sub-commands."""
     _register_node(
-        group(subparsers, "node", "the network's nodes: list, name, label, address, range, remove")
+        group(
+            subparsers,
+            "node",
+            "the network's nodes: list, name, label, address, range, drain, remove",
+        )
     )
     _register_revoke(group(subparsers, "revoke", "put a node or a grant out, for ever"))
     _register_token(group(subparsers, "token", "make tokens and look at them"))
@@ -70,6 +74,17 @@ def _register_node(actions: Actions) -> None:
     pods.add_argument("range", metavar="CIDR", nargs="?", help="like 10.244.7.0/24")
     pods.add_argument("--auto", action="store_true", help="it finds one itself again")
     _common(pods, "node.node_range")
+    drain = actions.add_parser(
+        "drain",
+        help="have a node's pods go elsewhere, before it is removed or worked on",
+        description="No more pods come to the node, and those that it has are evicted: they end in "
+        "their own time and start on other nodes; PodDisruptionBudgets hold for ten minutes. The "
+        "server that leads does it, while the node goes on working. Said again, the command tells "
+        "how many are left. Then: skerry node remove.",
+    )
+    drain.add_argument("node", metavar="NODE", help=_NODE)
+    drain.add_argument("--undo", action="store_true", help="the node may have pods again")
+    _common(drain, "drain.node_drain")
     remove = actions.add_parser(
         "remove",
         help="put out a node that is in your own hands",

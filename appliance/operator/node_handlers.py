@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.ledger.assigned import ADDRESS, RANGE, closed_grants
+from appliance.operator.drain_handlers import still_has_pods
 from appliance.operator.errors import OperatorError
 from appliance.operator.listing import NodeRow, node_rows, rows_here
 from appliance.operator.resolve import find_node, find_revocable, names_of, revoked_reason
@@ -208,6 +209,7 @@ def _put_out(arguments: argparse.Namespace, *, epoch: bool) -> int:
                 hint="go through another one with --via, or say --yes",
             )
         name = names_of(replica, desk.now_ms).get(node_id, id_text(node_id))
+        gently = not epoch and member is not None and still_has_pods(desk, member)
         before = len(desk.made)
         reason = revoked_reason(name, arguments.reason)
         begun = desk.revoke(nodes=[node_id], reason=reason, epoch=epoch)
@@ -216,6 +218,11 @@ def _put_out(arguments: argparse.Namespace, *, epoch: bool) -> int:
             return f"{name} is out already; a revocation is final", facts
         if member is not None and epoch:
             _warn_of_grant(desk, member)
+        if gently:
+            console.note(
+                "what pods it had end at once, and start elsewhere when Kubernetes has missed "
+                f"them; the gentle way, before: skerry node drain {name}"
+            )
         word = "revoked" if epoch else "removed"
         return f"{name} ({id_text(node_id)}) is {word}" + epochs_words(begun), facts
 

@@ -20,6 +20,7 @@ import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from appliance.cluster import orders
 from appliance.cluster.ranges import carries_pods, pack, plan_for, range_view
 from appliance.ledger import assigned, claims, epochs
 from appliance.ledger.directory import GRANT_PREFIX, NODE_PREFIX, revocation_key
@@ -260,6 +261,7 @@ class Desk:
                 self._write(REVOKED, key, value)
         begun = self.new_epochs() if epoch and (not keys or self._unnamed(keys)) else ()
         for node in sorted(gone):
+            self._take_back(orders.drain_key(node))
             for kind in assigned.ABOUT_NODE:
                 self._take_back(assigned.node_key(node, kind))
         return begun
@@ -361,6 +363,11 @@ class Desk:
         view = range_view(self.replica, plan, self.now_ms)
         self._check_free(member, str(wanted), packed, view)
         return self.say(key, packed)
+
+    def order_drain(self, member: Member, *, drain: bool) -> bool:
+        """Say that a node is to have no pods, or that it may. False if it is so."""
+        key = orders.drain_key(member.node_id)
+        return self.say(key, orders.DRAIN_VALUE) if drain else self._take_back(key)
 
     def _check_free(self, member: Member, words: str, what: bytes, view: claims.View) -> None:
         """Raise OperatorError if another node has, or was given, this."""

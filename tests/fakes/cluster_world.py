@@ -18,6 +18,7 @@ import msgspec
 from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes.agent import Agent
 from appliance.kubernetes.asking import AwayError, Supervisor
+from appliance.kubernetes.draining import Draining
 from appliance.kubernetes.engine import EngineKeeper
 from appliance.kubernetes.errors import KubeApiError, SupervisorError, UnitError
 from appliance.kubernetes.keeper import Unit, UnitFacts
@@ -82,6 +83,7 @@ class FakeSupervisor(Supervisor):
         self.entries: dict[str, tuple[str, bytes]] = {}
         self.secrets: dict[str, dict[str, Any]] = {}
         self.revoked: set[str] = set()
+        self.orders: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.document: dict[str, Any] = {
             "node_id": mine["node_id"],
@@ -134,7 +136,17 @@ class FakeSupervisor(Supervisor):
                 ]
             }
         if path.startswith("/v1/ledger/assigned"):
-            return {"entries": []}
+            return {
+                "entries": [
+                    {
+                        "key": key,
+                        "value": base64.b64encode(value).decode(),
+                        "encoding": "base64",
+                        "owner": id_text(NETWORK),
+                    }
+                    for key, value in self.orders.items()
+                ]
+            }
         if path == "/v1/secret":
             return {"secrets": [one["row"] for one in self.secrets.values()]}
         name = path.rpartition("/")[2]
@@ -216,6 +228,9 @@ class FakeApi:
     changes: list[Record | Remove] = field(default_factory=list)
     error: KubeApiError | None = None
     up: bool = True
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    blocked: bool = False
 
     def connect(self, _: Kubeconfig) -> FakeApi:
         return self
@@ -238,6 +253,26 @@ class FakeApi:
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def ask(self, method: str, path: str, body: bytes | None = None, _: str = "") -> bytes:
+        """Serve Nodes' patches, pods and their evictions, which ``blocked`` refuses."""
+        self.asked.append((method, path))
+        name = path.removesuffix("/eviction").rpartition("/")[2]
+        if method == "PATCH":
+            one, said = self.objects[name], json.loads(body or b"")
+            marks = {key: text for key, text in said["metadata"]["annotations"].items() if text}
+            spec = msgspec.structs.replace(
+                one.spec, unschedulable=bool(said["spec"]["unschedulable"])
+            )
+            meta = msgspec.structs.replace(one.metadata, annotations=marks)
+            self.objects[name] = msgspec.structs.replace(one, metadata=meta, spec=spec)
+        elif method == "GET":
+            return json.dumps({"items": list(self.pods.values())}).encode()
+        elif path.endswith("/eviction") and self.blocked:
+            raise KubeApiError("a budget does not allow it", status=429)
+        else:
+            del self.pods[name]
+        return b"{}"
 
     def perform(self, change: Record | Remove) -> None:
         self.changes.append(change)
@@ -331,7 +366,13 @@ def make_world(folder: Path, *, own: int = 0, members: int = 2) -> World:
         places,
         supervisor=supervisor,
         engine=EngineKeeper(places, units, lambda: clock[0]),
-        kube=KubeSide(places, observer, connect=api.connect, clock=lambda: clock[0]),
+        kube=KubeSide(
+            places,
+            observer,
+            connect=api.connect,
+            draining=Draining(supervisor, clock=lambda: clock[0]),
+            clock=lambda: clock[0],
+        ),
         sealer=Sealer(places, supervisor),
         observer=observer,
         cni=cni,

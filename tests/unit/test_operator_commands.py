@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cluster import cluster_entries
+from appliance.cluster.cluster_entries import Drained, Founded
 from appliance.cluster.ranges import pack
 from appliance.ledger import assigned
 from appliance.ledger.claims import Claim, claim_value
+from appliance.ledger.state import Verdict
 from appliance.operator import publisher, shared
 from appliance.operator.errors import PublishError
 from appliance.operator.outbox import load_outbox
@@ -99,6 +102,32 @@ def test_a_node_s_pod_range_is_fixed_shown_and_taken_back(capsys: Captured, at: 
     run(capsys, "node", "range", "n1", "--auto")
     assert not at.replica.entries("assigned", LATER)
     run(capsys, "node", "range", "nobody", status=1)
+
+
+def test_a_node_is_emptied_before_it_is_taken_out(
+    capsys: Captured, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert home.is_dir()
+    server = node(4, roles=("server",), by=4)
+    at = fake_node([*NODES, server])
+    monkeypatch.setattr(shared, "choose", lambda *_, **__: at)
+
+    def leader_says(kind: str, said: Founded | Drained, after: int) -> None:
+        key, value = cluster_entries.key_of(server.node_id, kind), cluster_entries.value_of(said)
+        made = entry(server, "cluster", key, value, sequence=20 + after, ms=LATER + after)
+        assert at.replica.apply(made, LATER).verdict is Verdict.ACCEPTED
+
+    leader_says("founded", Founded(1, bytes(16), server.node_id), -2)
+    leader_says("drained", Drained(1, ((B.node_id, 0),)), -1)
+    # What was said before the order is of an earlier one.
+    for _ in range(2):
+        assert "is to be emptied" in run(capsys, "node", "drain", "n2")[1]
+    for second, (pods, words) in enumerate(((3, "has 3 pods that have not gone"), (0, "no pods"))):
+        leader_says("drained", Drained(1, ((B.node_id, pods),)), 1000 + second)
+        assert words in run(capsys, "node", "drain", "n2")[1]
+    run(capsys, "node", "drain", "n2", "--undo")
+    assert not at.replica.entries("assigned", LATER)
+    assert "the gentle way" in run(capsys, "node", "remove", "n2")[1]
 
 
 def test_words_that_make_no_sense_change_nothing(capsys: Captured, at: FakeNode) -> None:
