@@ -66,7 +66,6 @@ class _Last:
     pods: Pods | NoPods | None = None
     # By who does not answer: the problem, and since when.
     away: dict[str, tuple[float, Problem]] = field(default_factory=dict)
-    told: str = ""
 
 
 class PodsOnly:
@@ -89,6 +88,7 @@ class PodsOnly:
         self._connect = connect
         self._clock = clock
         self._api: NodeApi | None = None
+        self._reporter = report.Reporter(places.status)
         self._last = _Last()
 
     async def turn(self) -> float:
@@ -219,15 +219,7 @@ class PodsOnly:
             problems,
             str(last.pods.network.ranges[0]) if isinstance(last.pods, Pods) else "",
         )
-        text = report.text(made)
-        if text != last.told:
-            try:
-                place = self._places.status
-                files.write(place, text.encode(), mode=0o644, folder_mode=0o755)
-            except KubernetesError as error:
-                log.warning("%s", error)
-            else:
-                last.told = text
+        self._reporter.tell(made)
         return works and not problems
 
 
