@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from image import board, grub, layout, payload
+from image.artifacts import Artifacts
 from image.build import Sealed
 from image.bundle import rauc_manifest
-from image.disk import copy_sparse
+from image.disk import copy_sparse, replace
 from image.errors import BuildError
 from image.layout import MIB
 from image.payload import Release
@@ -259,3 +260,20 @@ def test_copying_leaves_holes(tmp_path: Path) -> None:
     copy_sparse(source, target, 5 * MIB)
     assert len(target.getvalue()) == 8 * MIB + 3
     assert target.getvalue().endswith(b"\0end")
+
+
+def test_who_reads_an_image_has_it_whole_while_another_is_made(tmp_path: Path) -> None:
+    source, target = tmp_path / "new.img", tmp_path / "root.img"
+    target.write_bytes(b"old" * 1000)
+    source.write_bytes(b"new" * 2000)
+    with target.open("rb") as reader:
+        begun = reader.read(3)
+        replace(source, target)
+        assert begun + reader.read() == b"old" * 1000
+    assert target.read_bytes() == b"new" * 2000
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["new.img", "root.img"]
+
+
+def test_the_lock_of_a_build_is_beside_what_it_leaves(tmp_path: Path) -> None:
+    made = Artifacts.of("x86_64", tmp_path / "here")
+    assert made.lock == tmp_path / "here.lock"
