@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
 from appliance.kubernetes.errors import KubernetesError
+from provisioning.files import write_all
 
 
 class FileTroubleError(KubernetesError):
@@ -18,38 +17,14 @@ def write(path: Path, data: bytes, *, mode: int = 0o600, folder_mode: int = 0o70
 
     :raises FileTroubleError: the disk is full, read-only or missing; the old content stays.
     """
-    fresh = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=folder_mode)
-        # Whatever a cut-off write left may have another mode.
-        fresh.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        handle = os.open(fresh, flags, 0o600)
-        try:
-            os.fchmod(handle, mode)
-            with os.fdopen(handle, "wb", closefd=False) as file:
-                file.write(data)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        fresh.replace(path)
-        _sync_folder(path.parent)
+        write_all(path.parent, {path.name: data}, mode=mode)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
         raise FileTroubleError(
             f"{path} can't be written: {error.strerror or error}",
             hint=f"free space on, or mend, the file system of {path.parent} (df -h, dmesg)",
         ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk: a promise of the founding must not go with the power."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def make_folder(path: Path) -> None:

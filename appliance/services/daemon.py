@@ -26,7 +26,7 @@ from appliance.services.offers import BUCKET, LEASE_SECONDS, Offer
 from appliance.services.plan import Kubernetes, Plan, Way, plan, targets_of, wanted
 from appliance.services.probes import Question
 from appliance.services.wishes import FILE_MAX, Exposure, Wishes
-from provisioning.files import FileError, read_small
+from provisioning.files import FileError, read_small, write_all
 from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)
@@ -162,14 +162,11 @@ class Daemon:
         }
         text = msgspec.json.encode(document)
         path = self.places.run_dir / STATUS
-        temporary = path.with_suffix(".new")
         try:
             if path.exists() and path.read_bytes() == text:
                 os.utime(path)
                 return
-            temporary.write_bytes(text)
-            temporary.chmod(0o644)
-            temporary.replace(path)
+            write_all(path.parent, {path.name: text}, mode=0o644)
         except OSError as error:
             log.warning("%s cannot be written: %s", path, error)
 
