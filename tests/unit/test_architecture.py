@@ -78,10 +78,19 @@ def test_supervisor_and_cluster_agent_are_two_programs() -> None:
             assert not {one for one in found if one.startswith(AGENT)}, path
 
 
+def edges_in(path: Path) -> set[str]:
+    return {one.split(".")[0] for one in whole_imports(path)} & EDGES
+
+
 def test_what_decides_for_the_engine_has_no_edges() -> None:
     for name in PURE:
-        found = whole_imports(ROOT / f"appliance/kubernetes/{name}.py")
-        assert not {one.split(".")[0] for one in found} & EDGES, name
+        assert not edges_in(ROOT / f"appliance/kubernetes/{name}.py"), name
+
+
+@pytest.mark.parametrize("folder", EDGES_OF)
+def test_what_decides_has_no_edges(folder: str) -> None:
+    found = {path.stem for path in (ROOT / folder).glob("*.py") if edges_in(path)}
+    assert found == EDGES_OF[folder]
 
 
 def test_modules_are_for_one_sitting() -> None:
