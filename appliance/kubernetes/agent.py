@@ -27,6 +27,7 @@ from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.keeper import UNITS, Wanted
+from appliance.kubernetes.lan_doors import LanDoors
 from appliance.kubernetes.medium import Meter
 from appliance.kubernetes.observing import Observed, Observer
 from appliance.kubernetes.part import (
@@ -101,6 +102,7 @@ class Agent:
         observer: Observer,
         cni: CniHost,
         api_address: ApiAddress | None = None,
+        doors: LanDoors | None = None,
         exposing: Exposing | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -113,6 +115,7 @@ class Agent:
         self._observer = observer
         self._cni = cni
         self._api_address = api_address
+        self._doors = doors
         self._exposing = exposing
         self._clock = clock
         self._wall = wall
@@ -161,6 +164,8 @@ class Agent:
             return ()
         serves = last.part.kind is Kind.SERVER and facts.serves
         away = last.away is not None
+        if self._doors is not None:
+            await self._doors.keep(last.observed.cluster, serves=serves)
         await address.keep(last.observed, serves=serves, leads=facts.engine.leader, away=away)
         return address.problems
 
@@ -170,7 +175,8 @@ class Agent:
         if last.observed is None:
             return TURN_SECONDS
         remove = None if last.decision is None else last.decision.remove
-        facts = await self._kube.work(last.observed, last.part, remove)
+        restart = self._engine.outdated
+        facts = await self._kube.work(last.observed, last.part, remove, restart=restart)
         if last.part.kind is Kind.SERVER and facts.serves:
             try:
                 await self._sealer.seal(last.observed, leads=facts.engine.leader)
@@ -254,6 +260,7 @@ class Agent:
             manifests=texts,
             problems=tuple(problems),
             turn=self._turn(observed, part),
+            may=not part.shared or facts.turn or facts.away,
         )
 
     def _turn(self, observed: Observed, part: Part) -> int:

@@ -20,6 +20,8 @@ from appliance.kubernetes.draining import Draining
 from appliance.kubernetes.engine import EngineKeeper
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
+from appliance.kubernetes.lan_doors import LanDoors
+from appliance.kubernetes.lan_edge import MachineLan
 from appliance.kubernetes.observing import Observer
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.pods import CniHost, HostedCni
@@ -75,7 +77,8 @@ def _agent(places: Places, units: Units, cni: CniHost) -> Agent | PodsOnly:
         sealer=Sealer(places, supervisor),
         observer=observer,
         cni=cni,
-        api_address=ApiAddress(),
+        api_address=ApiAddress(lan=MachineLan()),
+        doors=LanDoors(MachineLan()),
         exposing=Exposing(places),
     )
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from provisioning.settings import Settings
-from tests.faults.cluster_world import Clusters, writes
-from tests.netns.lab import wait_until
+from provisioning.token import Token
+from tests.faults.cluster_world import Clusters, Full, writes
+from tests.netns.lab import ROOT, run, wait_until
 
 pytestmark = [
     pytest.mark.ha,
@@ -27,10 +28,16 @@ def cluster() -> Iterator[Clusters]:
         yield made
 
 
+def start(one: Full, token: Token | None = None) -> None:
+    """Start a node behind the image's packet filter."""
+    run(*one.node.command("nft", "-f", str(ROOT / "rootfs_overlay/usr/share/skerry/firewall.nft")))
+    one.start(token)
+
+
 def test_three_nodes_without_a_tunnel_become_three_servers(cluster: Clusters) -> None:
     token = cluster.operator.token()
     for _ in range(3):
-        cluster.node().start(token)
+        start(cluster.node(), token)
     wait_until(cluster.servers, PATIENCE, "one founds", every=1)
     cluster.grows(PATIENCE)
     # Nobody speaks from it, nobody is looked for under it.
@@ -65,7 +72,7 @@ def test_one_cut_off_alive_gives_the_address_up_when_it_is_back(cluster: Cluster
     other = next(one for one in left if one is not holder)
     lost = next(one for one in cluster.nodes if one not in left)
     cluster.lab.heal()
-    lost.start()
+    start(lost)
     wait_until(
         lambda: other.ready() == {one.name for one in cluster.nodes}, PATIENCE, "three", every=2
     )
