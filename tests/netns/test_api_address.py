@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from appliance.cluster.cluster_entries import VERSION, Vip, value_of
+from appliance.kubernetes import lan_doors
 from provisioning.settings import Settings
-from tests.netns.lab import Lab, Network, Node, run, wait_until
+from tests.netns.lab import ROOT, Lab, Network, Node, feed, run, wait_until
 from tests.netns.ledger import put, together
 from tests.netns.services import token
 
@@ -216,3 +218,48 @@ def _answered(node: Node) -> int:
     text = run(*node.command("cat", "/proc/net/snmp"))
     names, values = (line.split() for line in text.splitlines() if line.startswith("Icmp:"))
     return int(values[names.index("OutEchoReps")])
+
+
+_KNOCK = """
+import socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def knock(port):
+    try:
+        socket.create_connection((sys.argv[1], port), 0.5).close()
+    except OSError:
+        return ""
+    return str(port)
+with ThreadPoolExecutor(3) as workers:
+    print(*workers.map(knock, (6443, 2379, 10250)))
+"""
+_SERVE = """
+import socket, time
+ears = [socket.create_server(("0.0.0.0", port)) for port in (6443, 2379, 10250)]
+time.sleep(1000)
+"""
+
+
+def test_the_packet_filter_lets_members_in_and_others_of_the_lan_to_the_api(lab: Lab) -> None:
+    server, member, neighbour, far = lab.crowd(4)
+    far.move_to("10.99.99.1")
+    far.ip("route", "add", server.address, "dev", "eth0")
+    server.ip("route", "add", far.address, "dev", "eth0")
+    lab.program(server, "ports", sys.executable, "-c", _SERVE)
+
+    def enters(node: Node) -> list[str]:
+        return run(*node.command(sys.executable, "-c", _KNOCK, server.address)).split()
+
+    wait_until(lambda: len(enters(far)) == 3, 10, "the ports are there")
+    nft = server.command("nft", "-f")
+    firewall = str(ROOT / "rootfs_overlay/usr/share/skerry/firewall.nft")
+    run(*nft, firewall)
+    assert enters(member) == []
+    networks = [ipaddress.IPv4Network("192.168.77.0/24")]
+    for _ in range(2):
+        feed(lan_doors.text([member.address], networks), *nft, "-")
+        assert enters(member) == ["6443", "2379", "10250"]
+        assert enters(neighbour) == ["6443"]
+        assert enters(far) == []
+        # What is loaded anew is shut, and can be opened again.
+        run(*nft, firewall)
+    assert enters(member) == []

@@ -1,0 +1,90 @@
+"""Without a tunnel Kubernetes is on the LAN: opens the node's packet filter for it, and no wider.
+
+The filter (``firewall.nft``) has two sets that are empty otherwise: members, who reach API, etcd
+and kubelet, and networks, whose machines reach the API. With the tunnel nothing is done here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from appliance import programs
+from appliance.kubernetes.facts import Cluster
+from appliance.kubernetes.lan_address import Lan
+
+log = logging.getLogger(__name__)
+
+# A filter that was loaded anew has forgotten it.
+AGAIN_SECONDS = 20.0
+_TABLE = "inet skerry"
+_MEMBERS, _NETWORKS = "lan_members", "lan_networks"
+# Gives nft a text. Raises ProgramError.
+Lay = Callable[[str], object]
+
+
+def text(members: Iterable[str], networks: Iterable[ipaddress.IPv4Network]) -> str:
+    """Return what makes the sets be these, for nft: all at once, or not at all."""
+    given = {
+        _MEMBERS: sorted({str(ipaddress.IPv4Address(one)) for one in members}),
+        _NETWORKS: [str(one) for one in ipaddress.collapse_addresses(networks)],
+    }
+    lines = []
+    for name, elements in given.items():
+        lines.append(f"flush set {_TABLE} {name}")
+        if elements:
+            lines.append(f"add element {_TABLE} {name} {{ {', '.join(elements)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def members_of(cluster: Cluster) -> frozenset[str]:
+    """Return the IPv4 addresses of the members that are in Kubernetes, this node's too."""
+    return frozenset(
+        address
+        for one in cluster.document.members
+        if set(one.roles) - {"none"}
+        for address in one.addresses
+        if ":" not in address
+    )
+
+
+class LanDoors:
+    """The filter of this node. ``clock`` is monotonic seconds."""
+
+    def __init__(
+        self, lan: Lan, lay: Lay | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._lan = lan
+        self._lay = lay or _nft
+        self._clock = clock
+        self._laid = ""
+        self._at = float("-inf")
+        self._trouble = ""
+
+    async def keep(self, cluster: Cluster, *, serves: bool) -> None:
+        """Let in who has to get in: if the API is served here, everybody on the LAN to that."""
+        if cluster.document.vpn or not cluster.node_addresses:
+            return
+        try:
+            await asyncio.to_thread(self._keep, cluster, serves)
+        except (OSError, programs.ProgramError) as error:
+            # Such as on a machine whose packet filter is not Skerry's.
+            if str(error) != self._trouble:
+                log.warning("the packet filter is not opened for Kubernetes: %s", error)
+            self._trouble = str(error)
+
+    def _keep(self, cluster: Cluster, serves: bool) -> None:
+        port = self._lan.find(cluster.node_addresses[0]) if serves else None
+        networks = [one.network for one in port.addresses] if port is not None else []
+        wanted, now = text(members_of(cluster), networks), self._clock()
+        if wanted == self._laid and now - self._at < AGAIN_SECONDS:
+            return
+        self._lay(wanted)
+        self._laid, self._at, self._trouble = wanted, now, ""
+
+
+def _nft(given: str) -> None:
+    programs.run("nft", ["-f", "-"], given, doing="opening the packet filter")
