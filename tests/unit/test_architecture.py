@@ -20,8 +20,18 @@ LONGEST_MODULE = 500
 # The cluster agent is a process beside the supervisor, its client, and knows nothing of its inside.
 AGENT = "appliance.kubernetes"
 NOT_FOR_AGENT = ("appliance.supervisor", "appliance.control", "appliance.overlay.service")
-# What decides touches neither a file nor a socket, and has no clock.
-PURE = ("keeper", "config", "credentials", "part", "records", "manifests", "facts", "wear")
+# What decides touches neither a file nor a socket, and has no clock: in these folders all but these
+# modules, and of the agent's, those.
+EDGES_OF = {
+    "appliance/cluster": set[str](),
+    "appliance/control": {"service"},
+    "appliance/ledger": {"commands", "secret_commands", "storage", "value_files"},
+    "appliance/cni": {"kernel", "namespaces", "netlink_socket", "server", "service", "store"},
+}
+PURE = (
+    *("keeper", "config", "credentials", "part", "records", "manifests", "facts"),
+    *("reporting", "wear"),
+)
 EDGES = {"asyncio", "http", "os", "pathlib", "socket", "ssl", "subprocess", "time", "dbus_fast"}
 
 
