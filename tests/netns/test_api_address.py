@@ -119,11 +119,11 @@ def test_a_keeper_that_ends_without_a_word_does_not_leave_it_behind(lab: Lab) ->
     first, second = keepers(lab, 2)
     first.lead()
     first.awaits(here=True)
-    # The machine lives on and answers for the address, so the next one does not take it yet.
-    first.node.kill()
     second.lead()
     second.awaits(here=False, problem="api-address-taken")
-    second.awaits(here=True, seconds=LIFETIME + 5)
+    # The machine lives on and answers for the address, as long as its kernel has it.
+    first.node.kill()
+    second.awaits(here=True, seconds=LIFETIME + 10)
     assert not first.here
     # What it finds at its next start that is not its any more it takes away, here nothing.
     first.lead(on=False)
