@@ -67,6 +67,11 @@ class EngineKeeper:
         """How often the engine was started in a row, by us or by systemd."""
         return max(self._attempts.count, self._restarts)
 
+    @property
+    def outdated(self) -> bool:
+        """Whether it runs with another configuration than it should."""
+        return self._attempts.outdated is not None
+
     async def prepare(self) -> None:
         """Have the container images brought in before the engine needs them; once."""
         if self._prepared:

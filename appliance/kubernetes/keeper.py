@@ -22,8 +22,8 @@ PAUSES = (2.0, 5.0, 15.0, 30.0, 60.0)
 GOOD_SECONDS = 120.0
 # Restarts for a changed configuration come no closer than this.
 CALM_SECONDS = 20.0
-# Servers take turns of this length at that: one is back before the next one goes.
-TURN_SECONDS = 60.0
+# Servers go in this order at that; that only one is away at a time is the affair of `turns`.
+TURN_SECONDS = 20.0
 UNITS = {Kind.SERVER: SERVER_UNIT, Kind.AGENT: AGENT_UNIT}
 
 
@@ -78,7 +78,7 @@ class Wanted:
 
     ``config`` None: it can't be written yet, ``problems`` say why. ``conflist`` None: no pods here
     (no range, or a refused one). ``conflist_known`` False: keep what is there. ``turn``: how many
-    other servers restart for a changed configuration first.
+    other servers restart for a changed configuration first; ``may`` False: one of them does now.
     """
 
     part: Part
@@ -88,6 +88,7 @@ class Wanted:
     manifests: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     turn: int = 0
+    may: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,7 @@ def _start(
         return (Start(unit, right),) if attempts.due(now) else ()
     since = now if attempts.outdated is None else attempts.outdated
     turn = since + wanted.turn * TURN_SECONDS
-    if machine.applied != right and now >= max(attempts.last + CALM_SECONDS, turn):
+    if wanted.may and machine.applied != right and now >= max(attempts.last + CALM_SECONDS, turn):
         return (Restart(unit, right),)
     return ()
 

@@ -26,6 +26,7 @@ from appliance.kubernetes.observing import Observed, Observer
 from appliance.kubernetes.part import Kind, Part
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.records import Lease, NodeObject, Record, Remove
+from appliance.kubernetes.turns import Turns
 from appliance.ledger.assigned import read_id
 from appliance.problem import Problem
 
@@ -64,7 +65,8 @@ Connect = Callable[[Kubeconfig], Api]
 class KubeFacts:
     """What is known of Kubernetes now.
 
-    ``serves``: this node's own API answers. ``own``: what this node may do with its pod range, None
+    ``serves``: this node's own API answers; ``away``: it was asked, and does not. ``turn``: of all
+    servers, this one may restart. ``own``: what this node may do with its pod range, None
     while Kubernetes was not asked. ``nodes``: every Node's name, and whether it is ready.
     """
 
@@ -74,6 +76,8 @@ class KubeFacts:
     nodes: Mapping[str, bool] = field(default_factory=dict)
     engine: Engine = field(default_factory=Engine)
     problems: tuple[Problem, ...] = ()
+    turn: bool = False
+    away: bool = False
 
 
 class KubeSide:
@@ -94,15 +98,26 @@ class KubeSide:
         self._observer = observer
         self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
         self._draining = draining
+        self._turns = Turns(clock=clock)
         self._api: tuple[Kubeconfig, Api] | None = None
         self._trouble = ""
         self.facts = KubeFacts()
 
-    async def work(self, observed: Observed, part: Part, remove: bytes | None = None) -> KubeFacts:
-        """Ask, do what servers do, and return what is so now. Never raises SkerryError."""
+    async def work(
+        self,
+        observed: Observed,
+        part: Part,
+        remove: bytes | None = None,
+        *,
+        restart: bool = False,
+    ) -> KubeFacts:
+        """Ask, do what servers do, and return what is so now. Never raises SkerryError.
+
+        ``restart``: the engine has to, and asks for its turn.
+        """
         try:
             if part.kind is Kind.SERVER:
-                self.facts = await self._serve(observed, part, remove)
+                self.facts = await self._serve(observed, part, remove, restart=restart)
             elif part.kind is Kind.AGENT:
                 self.facts = await self._watch(observed.cluster)
             elif part.kind is Kind.NONE:
@@ -115,7 +130,7 @@ class KubeSide:
             if self._clock() - self._good < GRACE_SECONDS:
                 return self.facts
             # What was agreed on a pod range stays: it never changes.
-            self.facts = KubeFacts(own=self.facts.own, engine=self._without_api(observed.cluster))
+            self.facts = self._away(observed.cluster)
         return self.facts
 
     def has_data(self) -> bool:
@@ -130,11 +145,16 @@ class KubeSide:
         own = read_id(cluster.document.node_id) or b""
         return Engine(has_data=self.has_data(), members=frozenset({own}))
 
-    async def _serve(self, observed: Observed, part: Part, remove: bytes | None) -> KubeFacts:
+    def _away(self, cluster: Cluster) -> KubeFacts:
+        return KubeFacts(own=self.facts.own, engine=self._without_api(cluster), away=True)
+
+    async def _serve(
+        self, observed: Observed, part: Part, remove: bytes | None, *, restart: bool
+    ) -> KubeFacts:
         cluster = observed.cluster
         api = self._connected(self._places.server_kubeconfig)
         if not self.facts.serves and not await asyncio.to_thread(api.ready):
-            return KubeFacts(own=self.facts.own, engine=self._without_api(cluster))
+            return self._away(cluster)
         nodes = await asyncio.to_thread(api.nodes)
         lease = None if _alone(part) else await asyncio.to_thread(api.lease)
         revoked = await self._observer.revoked(records.unknown(nodes, cluster))
@@ -148,6 +168,8 @@ class KubeSide:
             else:
                 log.info("told Kubernetes: %s", change)
         engine = self._engine(cluster, part, nodes, lease)
+        if not _alone(part):
+            await self._turns.work(api, cluster.document.name, wants=restart)
         if engine.leader and self._draining is not None:
             try:
                 await self._draining.work(api, nodes, observed)
@@ -160,6 +182,7 @@ class KubeSide:
             nodes={one.metadata.name: one.ready for one in nodes},
             engine=engine,
             problems=tuple(problems),
+            turn=self._turns.held,
         )
 
     def _engine(

@@ -149,6 +149,8 @@ def test_servers_take_turns_at_a_restart_and_the_leader_is_the_last() -> None:
         attempts = attempts.looked(wanted, running(), now)
         assert due not in do(wanted, running(), attempts, now)
     assert due in do(wanted, running(), attempts, 1000.0 + keeper.TURN_SECONDS)
+    elsewhere = replace(wanted, may=False)
+    assert due not in do(elsewhere, running(), attempts, 1000.0 + keeper.TURN_SECONDS)
     settled = replace(running(), applied=due.digest)
     assert attempts.looked(wanted, settled, 2000.0).outdated is None
 
