@@ -88,11 +88,13 @@ def switch(ways: Sequence[Way], interface: str, own: str, *, guarded: bool = Fal
         # answers from the one it was asked at only if it is asked from there.
         "input": [f"{ours} snat ip to {own}"],
         # What was led nowhere is not for whatever else listens at the port on this node. (Answers
-        # to the node itself come for a service's address: it asked as the one that it asked for.)
+        # to the node itself come for a service's address, as which it asked, or for a port from
+        # which it asked by chance.)
         "here": [
             f"ct status & dnat == 0 ip daddr {SERVICE_RANGE} reject",
             *(
-                f'ct status & dnat == 0 iifname "{interface}" {_asked(way)} reject'
+                f'ct status & dnat == 0 ct direction original iifname "{interface}" '
+                f"{_asked(way)} reject"
                 for way in ways
                 if way.inward
             ),

@@ -123,7 +123,7 @@ def story() -> Iterator[Story]:
         nodes.nodes.append(server)
         far, outside = nodes.lab.crowd(2)
         server.start(nodes.operator.token())
-        far.start(token(nodes.operator, "none", cluster="far"))
+        far.start(token(nodes.operator, cluster="far"))
         outside.start(token(nodes.operator, "none"))
         wait_until(lambda: server.role == "server" and server.nodes(), PATIENCE, "a cluster")
         nodes.say("there is a Kubernetes")

@@ -108,6 +108,11 @@ def test_all_services_of_a_cluster_are_reached_and_have_names() -> None:
             client.until(address, "tcp", {"nobody"}, 20)
 
 
+def connects(channel: socket.socket, node: Node) -> bool:
+    """Say whether the node's server took the connection."""
+    return channel.connect_ex((node.overlay_addresses()[0], PORT)) == 0
+
+
 def named(node: Node, name: str) -> str:
     """Return what a node's own resolver says of a service; empty: there is no such name."""
     with inside(node.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
@@ -131,6 +136,13 @@ def test_a_node_offers_what_is_behind_it_and_nobody_else_gets_through() -> None:
             outer.do("connect", "printer", "--port", "6310", "--from", gate.name)
             address = str(service_address(network.info.network_id, "printer"))
             wait_until(lambda: outer.ask(address, port=6310) == "printer", 30, "it prints")
+            # An answer that comes to the exposed port, since the node asked from it, is let in.
+            outer.serve("user", PORT)
+            with inside(gate.namespace), socket.socket() as channel:
+                channel.settimeout(10)
+                channel.bind((gate.overlay_addresses()[0], 631))
+                wait_until(lambda: connects(channel, outer.node), 10, "the gate asks")
+                assert channel.recv(100) == b"user"
             # The exposed port is there for members only, the service's address for its node.
             assert behind.ask(gate.address, port=631) == "nobody"
             run_ = behind.node.ip

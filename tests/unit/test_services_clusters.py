@@ -16,6 +16,7 @@ from appliance.services import plan as planning
 from appliance.services.daemon import Daemon, Places
 from appliance.services.errors import ServiceError
 from appliance.services.listing import rows, words
+from appliance.services.observing import Observed
 from appliance.services.offers import Offer, service_address
 from appliance.services.plan import connections_of, plan
 from appliance.services.wishes import Connection, Wishes, check_clusters, load, save
@@ -145,6 +146,35 @@ def test_a_command_that_names_nothing_or_too_much_is_refused(
     with pytest.raises(ServiceError) as caught:
         arguments.handler(arguments)
     assert caught.value.hint
+
+
+def test_a_cluster_is_connected_once_and_given_up_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = tuple(offer(C, f"a{number}") for number in range(10))
+    seen = Observed(HOME, "skerry0", True, said, frozenset())  # noqa: FBT003
+    monkeypatch.setattr(handlers, "observe", lambda _: seen)
+
+    def do(*line: str) -> None:
+        options = ["--data-dir", str(tmp_path), "--run-dir", str(tmp_path)]
+        arguments = build_parser().parse_args(["service", *line, *options])
+        arguments.handler(arguments)
+
+    save(tmp_path, Wishes((), (Connection("db"),)))
+    for _ in range(2):
+        do("connect", "--cluster", "far")
+    assert load(tmp_path) == Wishes((), (Connection("db"),), ("far",))
+    assert "a7 and 2 more" in capsys.readouterr().err
+    do("ls")
+    text = capsys.readouterr()
+    assert "nobody keeps them so" in text.err
+    assert text.out.count("n3:5432 up") == 10
+    with pytest.raises(ServiceError, match="no member is of the cluster 'blue'"):
+        do("connect", "--cluster", "blue")
+    do("rm", "--cluster", "far")
+    assert load(tmp_path) == Wishes((), (Connection("db"),))
+    with pytest.raises(ServiceError, match="neither offers nor reaches the cluster 'far'"):
+        do("rm", "--cluster", "far")
 
 
 def places(folder: Path) -> Places:
