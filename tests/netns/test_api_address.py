@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
 
 ADDRESS = "192.168.77.200"
 # What a keeper that is gone leaves behind for.
-LIFETIME = 2
+LIFETIME = 4
 _UPLINKS = """
 from appliance.overlay.links import uplink_addresses
 print(*(one.host for one in uplink_addresses(("eth0",), own="skerry0") if ":" not in one.host))
