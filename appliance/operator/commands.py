@@ -52,60 +52,56 @@ def _register_node(actions: Actions) -> None:
     ls = actions.add_parser("ls", help="the members, as one of them sees them")
     ls.add_argument("--all", action="store_true", help="the revoked ones too")
     _common(ls, "node.node_ls", signs=False)
-    rename = actions.add_parser("rename", help="give a node another name")
-    rename.add_argument("node", metavar="NODE", help=_NODE)
+    rename = _about_node(actions, "rename", "give a node another name")
     rename.add_argument("name", metavar="NAME", help="a-z, 0-9, -")
     _common(rename, "node.node_rename")
-    label = actions.add_parser("label", help="set and take away labels of a node")
-    label.add_argument("node", metavar="NODE", help=_NODE)
+    label = _about_node(actions, "label", "set and take away labels of a node")
     label.add_argument("labels", metavar="KEY=VALUE|KEY-", nargs="+", help="KEY- takes one away")
     _common(label, "node.node_label")
-    address = actions.add_parser("address", help="fix a node's overlay address")
-    address.add_argument("node", metavar="NODE", help=_NODE)
+    address = _about_node(actions, "address", "fix a node's overlay address")
     address.add_argument("address", metavar="IP|auto", help="auto: it finds one itself again")
     _common(address, "node.node_address")
-    pods = actions.add_parser(
+    pods = _about_node(
+        actions,
         "range",
-        help="fix a node's pod range, or show it",
-        description="The range that the node gives its pods, in the place of the one that it found "
+        "fix a node's pod range, or show it",
+        "The range that the node gives its pods, in the place of the one that it found "
         "itself. Without a range: which one it has.",
     )
-    pods.add_argument("node", metavar="NODE", help=_NODE)
     pods.add_argument("range", metavar="CIDR", nargs="?", help="like 10.244.7.0/24")
     pods.add_argument("--auto", action="store_true", help="it finds one itself again")
     _common(pods, "node.node_range")
-    drain = actions.add_parser(
+    drain = _about_node(
+        actions,
         "drain",
-        help="have a node's pods go elsewhere, before it is removed or worked on",
-        description="No more pods come to the node, and those that it has are evicted: they end in "
+        "have a node's pods go elsewhere, before it is removed or worked on",
+        "No more pods come to the node, and those that it has are evicted: they end in "
         "their own time and start on other nodes; PodDisruptionBudgets hold for ten minutes. The "
         "server that leads does it, while the node goes on working. Said again, the command tells "
         "how many are left. Then: skerry node remove.",
     )
-    drain.add_argument("node", metavar="NODE", help=_NODE)
     drain.add_argument("--undo", action="store_true", help="the node may have pods again")
     _common(drain, "drain.node_drain")
-    remove = actions.add_parser(
+    remove = _about_node(
+        actions,
         "remove",
-        help="put out a node that is in your own hands",
-        description="The node is out for ever, as by `skerry revoke node`, but the network keeps "
+        "put out a node that is in your own hands",
+        "The node is out for ever, as by `skerry revoke node`, but the network keeps "
         "its secret: for a machine that is broken or wiped. If somebody else may have it, "
         "revoke it.",
     )
-    remove.add_argument("node", metavar="NODE", help=_NODE)
-    remove.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for people")
-    remove.add_argument("--yes", action="store_true", help="even if it is the node asked")
+    _final(remove, yes="even if it is the node asked")
     _common(remove, "node.node_remove")
 
 
 def _register_cluster(actions: Actions) -> None:
-    found = actions.add_parser(
+    found = _about_node(
+        actions,
         "found",
-        help="name the node that founds the Kubernetes cluster",
-        description="For a network that has no founder's token and was not told how many nodes to "
+        "name the node that founds the Kubernetes cluster",
+        "For a network that has no founder's token and was not told how many nodes to "
         "expect. One node, once: a cluster is never founded twice by itself.",
     )
-    found.add_argument("node", metavar="NODE", help=_NODE)
     _common(found, "cluster.cluster_found")
     servers = actions.add_parser("servers", help="how many servers the cluster is to have: 1 or 3")
     servers.add_argument("servers", metavar="N", type=int, choices=(1, 3), help="1 or 3")
@@ -113,15 +109,14 @@ def _register_cluster(actions: Actions) -> None:
 
 
 def _register_revoke(actions: Actions) -> None:
-    node = actions.add_parser(
+    node = _about_node(
+        actions,
         "node",
-        help="put a node out and begin a new secret epoch",
-        description="Final: there is no way back for this node's identity. With a new token the "
+        "put a node out and begin a new secret epoch",
+        "Final: there is no way back for this node's identity. With a new token the "
         "machine comes in again as a new node.",
     )
-    node.add_argument("node", metavar="NODE", help=_NODE)
-    node.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for people")
-    node.add_argument("--yes", action="store_true", help="even if it is the node asked")
+    _final(node, yes="even if it is the node asked")
     _common(node, "node.revoke_node")
     grant = actions.add_parser(
         "grant",
@@ -130,8 +125,7 @@ def _register_revoke(actions: Actions) -> None:
         "are in: skerry token rotate.",
     )
     grant.add_argument("grant", metavar="GRANT|TOKEN", help=_GRANT)
-    grant.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for people")
-    grant.add_argument("--yes", action="store_true", help="do not ask")
+    _final(grant, yes="do not ask")
     _common(grant, "token.revoke_grant")
 
 
@@ -153,6 +147,19 @@ def _register_token(actions: Actions) -> None:
         help="30d, a date, never (default: as long as the old one lasted)",
     )
     _common(rotate, "token.token_rotate")
+
+
+def _about_node(
+    actions: Actions, name: str, words: str, more: str | None = None
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=words, description=more)
+    parser.add_argument("node", metavar="NODE", help=_NODE)
+    return parser
+
+
+def _final(parser: argparse.ArgumentParser, *, yes: str) -> None:
+    parser.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for people")
+    parser.add_argument("--yes", action="store_true", help=yes)
 
 
 def _common(parser: argparse.ArgumentParser, name: str, *, signs: bool = True) -> None:
