@@ -161,7 +161,7 @@ class Draining:
         for one in nodes:
             if one.node_id in wanted:
                 late = now - self._since[one.node_id] > DEADLINE_SECONDS
-                left[one.node_id] = await asyncio.to_thread(_empty, api, one.metadata.name, late)
+                left[one.node_id] = await asyncio.to_thread(empty, api, one.metadata.name, late)
         await self._tell(left, observed)
 
     async def _tell(self, left: Mapping[str, int], observed: Observed) -> None:
@@ -174,7 +174,7 @@ class Draining:
             await self._supervisor.put_entry(key, cluster_entries.value_of(now))
 
 
-def _empty(api: Asker, node: str, late: bool) -> int:
+def empty(api: Asker, node: str, late: bool) -> int:
     """Have the pods of a node end; return how many there are still."""
     selector = quote(f"spec.nodeName={node}")
     pods = [

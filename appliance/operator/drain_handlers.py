@@ -19,27 +19,27 @@ from provisioning.membership import Member
 def node_drain(arguments: argparse.Namespace) -> int:
     """Order it, or take it back; said again, it tells how far it is."""
 
-    def intent(desk: Desk, _: Snapshot) -> tuple[str, Member]:
+    def intent(desk: Desk, _: Snapshot) -> tuple[str, Member, int | None]:
         member = find_node(arguments.node, desk.replica, desk.now_ms)
         name = names_of(desk.replica, desk.now_ms)[member.node_id]
         if arguments.undo:
             desk.order_drain(member, drain=False)
-            return f"{name} ({member.id_text}) may have pods again", member
+            return f"{name} ({member.id_text}) may have pods again", member, None
         if not carries_pods(member):
             raise OperatorError(
                 f"{name} carries no pods: its grant has the role none",
                 hint=f"skerry node remove {name}",
             )
         desk.order_drain(member, drain=True)
-        return f"{name} ({member.id_text}) {_how_far(desk, member, name)}", member
+        left = pods_left(desk.replica, member.node_id, desk.now_ms)
+        return f"{name} ({member.id_text}) {_how_far(left, name)}", member, left
 
     with working(arguments) as work:
-        (words, member), report = work.do(intent)
-    return finish(arguments, words, report, {"node_id": member.id_text})
+        (words, member, left), report = work.do(intent)
+    return finish(arguments, words, report, {"node_id": member.id_text, "pods": left})
 
 
-def _how_far(desk: Desk, member: Member, name: str) -> str:
-    left = pods_left(desk.replica, member.node_id, desk.now_ms)
+def _how_far(left: int | None, name: str) -> str:
     if left is None:
         return "is to be emptied: its pods go to other nodes; the same command tells how far it is"
     if left:

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_from_tokens_to_a_founder_and_its_agent_through_kills_and_a_revocation()
             _killed(first, second)
             _supervisor_away(first, second)
             _fetched(operator, first)
+            _drained(operator, first, second)
             _revoked(operator, first, second)
         except BaseException:
             for machine in machines:
@@ -210,6 +212,19 @@ def _fetched(operator: Operator, first: Machine) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def _drained(operator: Operator, first: Machine, second: Machine) -> None:
+    """Who is to go is closed first, and the operator hears when its pods are gone."""
+    name = second.node.status()["name"]
+    operator.command(first.node, "node", "drain", name)
+    wait_until(lambda: first.nodes()[name]["spec"].get("unschedulable"), 30, "it is closed")
+
+    def left() -> object:
+        words = ("node", "drain", name, "--json")
+        return json.loads(operator.command(first.node, *words))["pods"]
+
+    wait_until(lambda: left() == 0, 30, "it is empty", every=1)
+
+
 def _revoked(operator: Operator, first: Machine, second: Machine) -> None:
     """Who is out loses its Node, and what it knows opens nothing more."""
     before = first.places.config.read_text()
@@ -218,8 +233,15 @@ def _revoked(operator: Operator, first: Machine, second: Machine) -> None:
     wait_until(lambda: name not in first.nodes(), 30, "its Node is gone")
     wait_until(lambda: f"restart {SERVER}" in first.calls, 60, "the engine takes another token")
     assert first.places.config.read_text() != before
-    secret = first.node.api("GET", "/v1/secret/cluster-agent-token")["value"]
-    assert secret.rpartition(":")[2] in first.places.config.read_text()
+    for kind in ("agent", "server"):
+        token = first.node.api("GET", f"/v1/secret/cluster-{kind}-token")["value"]
+        secret = token.rpartition(":")[2]
+        assert secret not in before
+        wait_until(partial(_runs_with, first, secret), 20, f"the engine has the {kind}s' token")
+
+
+def _runs_with(machine: Machine, secret: str) -> bool:
+    return secret in machine.places.config.read_text()
 
 
 def test_by_hand_and_without_anything_it_says_what_is_wrong(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import re
 import secrets
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 SERVER = "https://10.99.0.1:6443"
 OFFICIAL = os.environ.get("ENGINE") == "k3s" or "K3S_BIN" in os.environ
 ours = pytest.mark.skipif(OFFICIAL, reason="only our engine promises this")
+ROOT = Path(__file__).parents[2]
 _ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 _CONFIG = """
 token: {secret}
@@ -56,6 +58,37 @@ spec:
       terminationGracePeriodSeconds: 0
       tolerations: [{operator: Exists}]
       containers: [{name: pause, image: "skerry.local/pause:1", imagePullPolicy: Never}]
+"""
+_WEB = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: default}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      hostNetwork: true
+      terminationGracePeriodSeconds: 0
+      containers: [{name: pause, image: "skerry.local/pause:1", imagePullPolicy: Never}]
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: web, namespace: default}
+spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
+"""
+# Arguments: KUBECONFIG NODE. What the cluster agent of the leading server does, once.
+_DRAIN = """
+import sys
+from pathlib import Path
+from appliance.kubernetes.draining import Cordon, empty
+from appliance.kubernetes.kubeapi import KubeApi
+from appliance.kubernetes.kubeconfig import read_kubeconfig
+path = Path(sys.argv[1])
+api = KubeApi(read_kubeconfig(path.read_text(), "it"), path.parent)
+node = f"/api/v1/nodes/{sys.argv[2]}"
+api.ask("PATCH", node, Cordon("", on=True).patch, "application/merge-patch+json")
+print(empty(api, sys.argv[2], False))
 """
 _MAP = "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: default}}\n"
 
@@ -215,6 +248,37 @@ def test_a_secret_is_not_to_be_read_in_the_datastore(cluster: Cluster) -> None:
     assert int(cluster.one.run("sh", "-c", f"{search} {plain}")) > 0
     for form in (hidden, encoded):
         assert cluster.one.run("sh", "-c", f"{search} {form} || true").strip() == "0"
+
+
+def test_a_node_is_drained_as_its_budgets_allow(cluster: Cluster) -> None:
+    """By the cluster agent's own code; what belongs to the node stays."""
+    cluster.manifest("web.yaml", _WEB)
+
+    def web() -> tuple[str, str]:
+        found = cluster.one.get("pods", "-l", "app=web").get("items", ())
+        running = [one for one in found if one["status"]["phase"] == "Running"]
+        names = [(one["spec"]["nodeName"], one["metadata"]["name"]) for one in running]
+        return names[0] if len(found) == len(names) == 1 else ("", "")
+
+    wait_until(lambda: web()[0], 60, "the pod runs")
+    wait_until(lambda: cluster.one.get("pdb", "web")["status"]["currentHealthy"] == 1, 30, "budget")
+    before, there = web(), cluster.pods()
+    kubeconfig = cluster.one.shared / "for-draining"
+    kubeconfig.write_text(cluster.one.run("cat", "/etc/rancher/k3s/k3s.yaml"))
+
+    def drained() -> bool:
+        words = ["nsenter", f"--net=/run/netns/{cluster.one.namespace}", sys.executable, "-c"]
+        argv = [*words, _DRAIN, str(kubeconfig), before[0]]
+        return subprocess.run(argv, check=True, capture_output=True, cwd=ROOT).stdout == b"0\n"
+
+    assert not drained()
+    assert web() == before
+    cluster.one.kubectl("delete", "pdb", "web")
+    wait_until(drained, 30, "it is drained")
+    wait_until(lambda: web()[0] not in {"", before[0]}, 60, "the pod runs elsewhere")
+    assert cluster.pods() == there
+    cluster.one.kubectl("uncordon", before[0])
+    cluster.one.run("rm", f"{DATA}/server/manifests/web.yaml")
 
 
 def test_a_restarted_server_has_what_it_had_and_its_pods_went_on(cluster: Cluster) -> None:

@@ -83,6 +83,8 @@ class Api(http.server.BaseHTTPRequestHandler):
             self._say(200, "ok")
         elif self.path == "/api/v1/nodes":
             self._say(200, {"items": list(self._load().values())})
+        elif self.path.startswith("/api/v1/pods?"):
+            self._say(200, {"items": []})
         else:
             self._say(404, {"message": f"no {self.path}"})
 
@@ -92,7 +94,8 @@ class Api(http.server.BaseHTTPRequestHandler):
         if name not in nodes or self.headers["Content-Type"] != "application/merge-patch+json":
             self._say(404, {"message": f"no node {name}"})
             return
-        nodes[name]["spec"] |= patch["spec"]
+        for part, said in patch.items():
+            nodes[name].setdefault(part, {}).update(said)
         self._store(nodes)
         self._say(200, nodes[name])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import platform
 import subprocess
@@ -25,6 +26,7 @@ pytestmark = [
 ]
 SECRET = "0123456789abcdef0123456789abcdef"
 FIRST = "https://10.99.0.1:6443"
+HIDDEN = "not-for-whoever-has-the-disk"
 _ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 
 
@@ -42,7 +44,8 @@ class Servers:
             self.machines[name] = self.world.machine(name)
             self.machines[name].containerd()
         machine = self.machines[name]
-        words = ("--token", SECRET, "--disable-network-policy", *options)
+        common = ("--token", SECRET, "--disable-network-policy", "--secrets-encryption")
+        words = (*common, *options)
         self.engines[name] = machine.engine("server", *words)
         wait_until(lambda: self.writes(name), 120, f"{name} takes a write: {machine.tail()}")
         return machine
@@ -52,6 +55,14 @@ class Servers:
         command = ("annotate", "--overwrite", "namespace", "default", f"seen-by={name}")
         words = ("/engine", "kubectl", "--request-timeout=5s", *command, f"at={time.monotonic()}")
         return "annotated" in self.machines[name].run(*words, check=False)
+
+    def tells(self, name: str) -> bool:
+        """Tell whether a server reads the Secret of the beginning, and keeps it where none can."""
+        machine = self.machines[name]
+        search = f"cat $(find {DATA}/server/db -type f) | grep -a -c -F {HIDDEN} || true"
+        found = machine.get("secret", "before").get("data", {})
+        assert machine.run("sh", "-c", search).strip() == "0"
+        return bool(found == {"a": base64.b64encode(HIDDEN.encode()).decode()})
 
     def ready(self, by: str) -> set[str]:
         """Return the names of the Nodes that are ready, as one server sees it."""
@@ -81,6 +92,7 @@ def test_the_objects_of_one_server_move_to_etcd_though_it_is_killed_meanwhile(
 ) -> None:
     one = servers.start("one")
     one.kubectl("create", "configmap", "before", "--from-literal=a=1")
+    one.kubectl("create", "secret", "generic", "before", f"--from-literal=a={HIDDEN}")
     wait_until(lambda: servers.ready("one") == {"one"}, 60, "the node is ready")
     one.stop(servers.engines["one"])
     for seconds in (0.1, 0.3, 0.5, 0.8):
@@ -93,6 +105,7 @@ def test_the_objects_of_one_server_move_to_etcd_though_it_is_killed_meanwhile(
     assert one.get("cm", "before")["data"] == {"a": "1"}
     assert one.run("ls", f"{DATA}/server/db/etcd/member").split()
     assert "state.db" not in one.run("ls", f"{DATA}/server/db").split()
+    assert servers.tells("one")
     wait_until(lambda: servers.ready("one") == {"one"}, 60, "the node is ready again")
 
 
@@ -100,6 +113,7 @@ def test_two_more_servers_join(servers: Servers) -> None:
     for name in ("two", "three"):
         servers.start(name, "--server", FIRST)
         assert servers.machines[name].get("cm", "before")["data"] == {"a": "1"}
+        assert servers.tells(name)
     wait_until(lambda: servers.ready("three") == {"one", "two", "three"}, 60, "three nodes")
     tokens = {
         servers.machines[name].run("cat", f"{DATA}/server/node-token") for name in servers.machines
@@ -162,6 +176,7 @@ def test_the_lost_one_is_replaced(servers: Servers) -> None:
     for name in ("two", "four"):
         wait_until(partial(servers.writes, name), 60, f"{name} takes a write")
     assert servers.machines["four"].get("cm", "before")["data"] == {"a": "1"}
+    assert servers.tells("four")
 
 
 def _logs(servers: Servers) -> str:
