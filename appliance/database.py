@@ -16,6 +16,7 @@ import hashlib
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ SCHEMA = 1
 MIGRATIONS: dict[int, tuple[str, ...]] = {}
 LARGEST_VALUE = 16 * 1024 * 1024
 BUSY_SECONDS = 1.0
+_PARTS = ("-wal", "-journal", "-shm", "")
 _CREATE = (
     "CREATE TABLE entry (key TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL)"
     " STRICT, WITHOUT ROWID"
@@ -249,3 +251,28 @@ def is_full(error: Exception, directory: Path) -> bool:
         room = os.statvfs(directory)
         return room.f_bavail == 0 or (room.f_files > 0 and room.f_favail == 0)
     return False
+
+
+def set_aside(path: Path, why: str, now: float, *, keep: int) -> Path:
+    """Give a database another name beside it, with its log, and return that.
+
+    The name has ``why`` and the time (Unix seconds). Of one kind the newest ``keep`` stay: a dying
+    disk piles up no more. What can't be moved stays where it is.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(max(now, 0)))
+    name = f"{path.name}.{why}-{stamp}"
+    aside, again = path.with_name(name), 1
+    while aside.exists():
+        again += 1
+        aside = path.with_name(f"{name}-{again}")
+    # The log goes along under the name that SQLite looks for beside the database.
+    for suffix in _PARTS:
+        with suppress(OSError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    with suppress(OSError):
+        copies = sorted(path.parent.glob(f"{path.name}.{why}-*"))
+        bases = [one for one in copies if not one.name.endswith(_PARTS[:-1])]
+        for one in bases[:-keep]:
+            for suffix in _PARTS:
+                Path(f"{one}{suffix}").unlink(missing_ok=True)
+    return aside if aside.exists() else path

@@ -21,6 +21,7 @@ from appliance.database import (
     is_full,
     open_and_load,
     read_only,
+    set_aside,
     write,
 )
 from appliance.problem import Problem
@@ -178,25 +179,7 @@ class Store:
             self._cannot_write(error)
 
     def _set_aside(self, why: str) -> Path:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(max(self._clock(), 0)))
-        name = f"{self._path.name}.{why}-{stamp}"
-        aside, again = self._path.with_name(name), 1
-        while aside.exists():
-            again += 1
-            aside = self._path.with_name(f"{name}-{again}")
-        # The log goes along under the name that SQLite looks for beside the database.
-        for suffix in ("-wal", "-journal", "-shm", ""):
-            with suppress(OSError):
-                Path(f"{self._path}{suffix}").rename(f"{aside}{suffix}")
-        self._forget_oldest(why)
-        return aside if aside.exists() else self._path
-
-    def _forget_oldest(self, why: str) -> None:
-        """Bound what a dying disk can pile up: the newest copies stay."""
-        with suppress(OSError):
-            copies = sorted(self._path.parent.glob(f"{self._path.name}.{why}-*"))
-            for copy in copies[:-KEPT_ASIDE]:
-                copy.unlink()
+        return set_aside(self._path, why, self._clock(), keep=KEPT_ASIDE)
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.database import connect
+from appliance.database import connect, set_aside
 from appliance.ledger.entry import ENTRY_MAX, Entry, read_entry
 from appliance.ledger.errors import EntryError, LedgerError
 from appliance.ledger.hlc import ms_of
@@ -189,7 +189,7 @@ class LedgerFile:
 
     def _begin_afresh(self, why: str, reason: str) -> None:
         self._disconnect()
-        aside = self._set_aside(why)
+        aside = set_aside(self._path, why, self._clock(), keep=KEPT_ASIDE)
         if why == "newer":
             self._lost = Problem(
                 "ledger-newer",
@@ -209,23 +209,6 @@ class LedgerFile:
         except (sqlite3.Error, _DamagedError, _NewerError) as error:
             self._disconnect()
             self._cannot_write(error)
-
-    def _set_aside(self, why: str) -> Path:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(max(self._clock(), 0)))
-        aside, again = self._path.with_name(f"{self._path.name}.{why}-{stamp}"), 1
-        while aside.exists():
-            again += 1
-            aside = self._path.with_name(f"{self._path.name}.{why}-{stamp}-{again}")
-        for suffix in ("-wal", "-journal", "-shm", ""):
-            with suppress(OSError):
-                Path(f"{self._path}{suffix}").rename(f"{aside}{suffix}")
-        with suppress(OSError):
-            copies = sorted(self._path.parent.glob(f"{self._path.name}.{why}-*"))
-            bases = [one for one in copies if not one.name.endswith(("-wal", "-journal", "-shm"))]
-            for one in bases[:-KEPT_ASIDE]:
-                for suffix in ("-wal", "-journal", "-shm", ""):
-                    Path(f"{one}{suffix}").unlink(missing_ok=True)
-        return aside
 
     def _disconnect(self) -> None:
         if self._connection is not None:
