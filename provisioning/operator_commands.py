@@ -22,7 +22,7 @@ from provisioning.keys import id_text
 from provisioning.names import LABELS_MAX, is_name
 from provisioning.network import NetworkInfo
 from provisioning.operator_grants import GrantNote, add_grant, load_grants, note_of
-from provisioning.settings import check_room, settings_from
+from provisioning.settings import SettingsError, check_room, explanations, settings_from
 from provisioning.token import TEXT_LIMIT, Token, TokenError, TokenFault, make_token
 from skerry import console
 from skerry.errors import UsageError
@@ -35,8 +35,12 @@ def network_new(arguments: argparse.Namespace) -> None:
         for name, value in vars(arguments).items()
         if name.startswith("setting_")
     }
-    settings = settings_from(given, spelled_out=True)
-    check_room(settings)
+    try:
+        settings = settings_from(given, spelled_out=True)
+        check_room(settings)
+    except SettingsError as error:
+        hint = None if error.hint is None else _as_options(error.hint)
+        raise SettingsError(_as_options(str(error)), hint=hint) from error
     secret = None
     if arguments.passphrase_file:
         secret = _passphrase_in(arguments.passphrase_file)
@@ -60,6 +64,14 @@ def network_new(arguments: argparse.Namespace) -> None:
                 "for Kubernetes: skerry cluster found NODE, once the nodes are up (or give"
             )
             console.note("one of them a token of its own: skerry token new --founder)")
+
+
+def _as_options(text: str) -> str:
+    """Return words about settings as they are typed here: ``pod_cidr`` is --pod-cidr."""
+    for one in explanations():
+        if "_" in one.name:
+            text = text.replace(one.name, f"--{one.name.replace('_', '-')}")
+    return text
 
 
 def network_show(arguments: argparse.Namespace) -> None:

@@ -170,6 +170,13 @@ def test_bad_words_are_refused_in_words(capsys: Captured, home: Path, words: lis
     assert not list(home.iterdir())
 
 
+def test_a_setting_is_named_as_it_is_typed(capsys: Captured, home: Path) -> None:
+    said = refused(capsys, "network", "new", "home", "--expected-nodes", "300")
+    assert "--expected-nodes 300: --pod-cidr 10.244.0.0/16 with --node-bits 8" in said
+    assert "choose --node-bits 9" in said
+    assert not list(home.iterdir())
+
+
 @pytest.mark.parametrize(
     "words",
     [
