@@ -118,11 +118,11 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story() -> Iterator[Story]:
-    with Clusters.made(Settings(expected_nodes=1, cluster_bits=4)) as nodes, ExitStack() as stack:
+    with Clusters.made(Settings(cluster_bits=4)) as nodes, ExitStack() as stack:
         server = Worker(nodes.lab.node(), nodes.world, nodes.folder / "server")
         nodes.nodes.append(server)
         far, outside = nodes.lab.crowd(2)
-        server.start(nodes.operator.token())
+        server.start(token(nodes.operator, founder=True))
         far.start(token(nodes.operator, cluster="far"))
         outside.start(token(nodes.operator, "none"))
         wait_until(lambda: server.role == "server" and server.nodes(), PATIENCE, "a cluster")

@@ -29,7 +29,8 @@ from tests.netns.lab import ROOT, Network, Node, wait_until
 PORT = 7070
 
 
-def token(network: Network, *roles: str, cluster: str = "") -> Token:
+def token(network: Network, *roles: str, cluster: str = "", founder: bool = False) -> Token:
+    """Return a token of these roles (`auto`), for nodes of a cluster."""
     labels = {CLUSTER_LABEL: cluster} if cluster else {}
     return make_token(
         network.info,
@@ -37,6 +38,7 @@ def token(network: Network, *roles: str, cluster: str = "") -> Token:
         now=time.time(),
         roles=frozenset(roles or ("auto",)),
         labels=labels,
+        founder=founder,
     )
 
 
