@@ -12,6 +12,7 @@ from skerry.__main__ import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+_NEED_NO_WORDS = {"__init__", "commands", "errors"}
 _FENCED = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([\w./-]*?\.md)?(?:#([\w-]+))?\)")
 
@@ -49,6 +50,16 @@ def test_where_a_page_points_there_is_something(page: Path) -> None:
         target = page.parent / name if name else page
         assert target.is_file(), f"{page.name}: {name}"
         assert not anchor or anchor in anchors(target.read_text()), f"{page.name}: {name}#{anchor}"
+
+
+@pytest.mark.parametrize(
+    ("page", "folder"),
+    [("kubernetes.md", "appliance/kubernetes"), ("cni.md", "appliance/cni")],
+)
+def test_a_page_with_a_table_of_modules_names_them_all(page: str, folder: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    modules = {path.stem for path in (ROOT / folder).glob("*.py")}
+    assert {one for one in modules if f"`{one}`" not in text} <= _NEED_NO_WORDS
 
 
 def test_the_pages_are_read_rightly() -> None:
