@@ -16,6 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from appliance.cluster import growth
 from appliance.kubernetes.keeper import Unit, UnitFacts
 from appliance.kubernetes.launch import run
 from appliance.kubernetes.places import AGENT_UNIT, SERVER_UNIT, Places
@@ -23,6 +24,8 @@ from tests.fakes.cluster_process import places_in
 
 _ROLES = {SERVER_UNIT: "server", AGENT_UNIT: "agent"}
 _RESTART_SECONDS = 2.0
+# An environment variable: after how many seconds away a server is replaced.
+REPLACE = "SKERRY_TEST_REPLACE_SECONDS"
 
 
 class Engines:
@@ -130,5 +133,7 @@ def places_of(folder: Path, socket: Path) -> Places:
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
+    # Half an hour is too long for a test.
+    growth.REPLACE_SECONDS = float(os.environ.get(REPLACE, growth.REPLACE_SECONDS))
     found = places_of(where, Path(sys.argv[2]))
     sys.exit(run(found, units=Engines(where, found, int(sys.argv[3]), sys.argv[4])))
