@@ -76,8 +76,8 @@ class Carrier(Full):
         for program in kubernetes.CNI:
             copy = shutil.copyfile(build(program, "amd64"), programs / program.name)
             copy.chmod(0o755)
-        machine.run("mkdir", "-p", "/usr/lib")
-        machine.run("ln", "-s", "/data/shared/plugins", "/usr/lib/cni")
+        place = f"/{kubernetes.CNI_DIRECTORY}"
+        machine.run("sh", "-c", f"mkdir -p {place} && ln -s /data/shared/plugins/* {place}/")
         # Where the plugin looks for the server, which has a place of its own for each node here.
         machine.run("ln", "-s", str(self.places.cni_dir), "/run/skerry-cni")
 
