@@ -39,7 +39,6 @@ class Kind(IntEnum):
     DEL_LINK = 17
     GET_LINK = 18
     NEW_ADDRESS = 20
-    DEL_ADDRESS = 21
     GET_ADDRESS = 22
     NEW_ROUTE = 24
     GET_ROUTE = 26

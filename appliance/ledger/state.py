@@ -215,10 +215,6 @@ class Replica:
                 gone[entry_id] = entry
         return tuple(self._drop(entry) for entry in gone.values())
 
-    def next_expiry(self) -> int | None:
-        """Return when `sweep` has something to do next."""
-        return self._leases[0][0] if self._leases else None
-
     def expel_future(self, now_ms: int) -> tuple[Change, ...]:
         """Drop what turned out to be from the future: after the node's own clock was put back."""
         return tuple(self._drop(entry) for entry in list(self) if is_future(entry.stamp, now_ms))

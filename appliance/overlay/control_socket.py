@@ -49,11 +49,6 @@ class ControlSocket:
         self._port = port
         self._raw = raw
 
-    @property
-    def has_ipv6(self) -> bool:
-        """Say whether IPv6 endpoints can be reached."""
-        return self._ipv6 is not None
-
     def listen(self, loop: asyncio.AbstractEventLoop, receiver: Receiver, admits: Admits) -> None:
         """Call ``receiver`` with every datagram from now on.
 
