@@ -194,7 +194,9 @@ class Cluster:
             time.sleep(0.5)
         if process.poll() is None:
             self.server.machine.stop(process)
-        return next(report.glob("junit*.xml"))
+        found = sorted(report.glob("junit*.xml"))
+        assert found, f"the tests left no report; what they said is in {log}"
+        return found[0]
 
 
 def _server(nodes: Clusters) -> Carrier:
