@@ -112,23 +112,30 @@ class Daemon:
         return made.problems
 
     def _apply(self, made: Plan, interface: str, own: str) -> None:
-        inward = any(way.inward and way.targets for way in made.ways)
-        marker = self.places.run_dir / _FORWARDING
-        guarded = kernel.forward(marker) if inward else marker.exists()
-        wanted = made.ways, interface, own, guarded
-        now = self.clock()
         if self.untidy:
-            kernel.tidy(self.ways)
             self.untidy = False
-        if wanted == self.applied and now < self.applied_at + AGAIN_SECONDS:
-            return
-        if made.ways:
+            try:
+                kernel.tidy(self.ways)
+            except SkerryError as error:
+                # Chains that nothing leads to do no harm; the next change tries again.
+                log.warning("%s", error)
+        leads_on = any(way.inward and way.targets for way in made.ways)
+        guarded = kernel.is_ours(self.places.run_dir / _FORWARDING, needed=leads_on)
+        wanted = made.ways, interface, own, guarded
+        if wanted != self.applied or self.clock() >= self.applied_at + AGAIN_SECONDS:
+            self._change(wanted)
+        if leads_on:
+            kernel.forward()
+
+    def _change(self, wanted: tuple[tuple[Way, ...], str, str, bool]) -> None:
+        ways, interface, own, guarded = wanted
+        if ways:
             kernel.route()
-        kernel.apply(made.ways, interface, own, guarded=guarded)
+        kernel.apply(ways, interface, own, guarded=guarded)
         if wanted != self.applied:
-            log.info("%d ways to services", len(made.ways))
-        gone = _targets(self.ways) - _targets(made.ways)
-        self.applied, self.applied_at, self.ways = wanted, now, made.ways
+            log.info("%d ways to services", len(ways))
+        gone = _targets(self.ways) - _targets(ways)
+        self.applied, self.applied_at, self.ways = wanted, self.clock(), ways
         self.untidy = True
         kernel.forget(gone)
 

@@ -47,18 +47,30 @@ def route() -> None:
     programs.run("ip", words, doing="routing the range of services")
 
 
-def forward(marker: Path) -> bool:
-    """Let the node forward packets; say whether it does so for our sake alone.
+def is_ours(marker: Path, *, needed: bool) -> bool:
+    """Say whether the node forwards packets, or is about to if ``needed``, for our sake alone.
 
     ``marker`` remembers that until the next boot. Raises ServiceError.
     """
     try:
-        if _FORWARD.read_text().strip() != "1":
+        if needed and not _forwards():
             marker.touch()
-            _FORWARD.write_text("1")
         return marker.exists()
     except OSError as error:
+        raise ServiceError(f"{marker} cannot be written: {error}", hint="is this root?") from error
+
+
+def forward() -> None:
+    """Let the node forward packets; what guards it has to be there before. Raises ServiceError."""
+    try:
+        if not _forwards():
+            _FORWARD.write_text("1")
+    except OSError as error:
         raise ServiceError(f"{_FORWARD} cannot be set: {error}", hint="is this root?") from error
+
+
+def _forwards() -> bool:
+    return _FORWARD.read_text().strip() == "1"
 
 
 def forget(gone: Collection[tuple[str, str, int]]) -> int:

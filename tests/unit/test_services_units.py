@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from appliance.config import RUN_DIR
 from appliance.kubernetes.exposing import FILE
 from appliance.kubernetes.places import Places
 from skerry.__main__ import build_parser
@@ -26,6 +27,13 @@ def test_it_starts_when_something_is_wanted_and_runs_what_exists() -> None:
     link = UNITS / "paths.target.wants" / WATCH
     assert link.is_symlink()
     assert link.resolve() == UNITS / WATCH
+
+
+def test_the_supervisor_reads_names_where_the_daemon_writes_them() -> None:
+    beside = RUN_DIR.with_name(f"{RUN_DIR.name}-services")
+    assert beside == build_parser().parse_args(["service", "run"]).run_dir
+    assert settings(SERVICE)["Service"]["RuntimeDirectory"] == beside.name
+    assert settings(SERVICE)["Service"]["RuntimeDirectoryMode"] == "0755"
 
 
 @pytest.mark.parametrize(
