@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 
 import pytest
 
 from appliance.names.ranges import HOST
 from appliance.services.offers import service_address
 from tests.fakes.dns import query, read
-from tests.netns.lab import Lab, Network, Node, wait_until
+from tests.netns.lab import ROOT, Lab, Network, Node, run, wait_until
 from tests.netns.ledger import together
 from tests.netns.pinger import inside
 from tests.netns.services import PORT, end, machines, token
 
 NAMES = 5335
+PROTOCOLS = ("tcp", "udp")
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
 
@@ -33,19 +35,19 @@ def test_services_are_reached_fail_over_and_spill_over() -> None:
             processes = {}
             for machine, word in ((first, "first"), (second, "second"), (third, "third")):
                 processes[word] = machine.serve(word)
-                for protocol in ("tcp", "udp"):
+                for protocol in PROTOCOLS:
                     probe = ("--probe",) if protocol == "udp" else ()
                     machine.do("expose", "who", "--port", str(PORT), "--protocol", protocol, *probe)
             for machine in (first, stranger):
                 machine.do("connect", "who")
 
-            for protocol in ("tcp", "udp"):
+            for protocol in PROTOCOLS:
                 # A member outside of all clusters has everybody's backends; a cluster its own.
                 stranger.until(address, protocol, {"first", "second", "third"}, 40)
                 first.until(address, protocol, {"first", "second"}, 20)
             # A backend dies: it is left out.
             end(processes["second"])
-            for protocol in ("tcp", "udp"):
+            for protocol in PROTOCOLS:
                 first.until(address, protocol, {"first"}, 20)
             states = {
                 tuple(offer)
@@ -56,7 +58,7 @@ def test_services_are_reached_fail_over_and_spill_over() -> None:
             assert ("node2", PORT, "no answer") in states
             # The last of the cluster dies: over to the other cluster.
             end(processes["first"])
-            for protocol in ("tcp", "udp"):
+            for protocol in PROTOCOLS:
                 first.until(address, protocol, {"third"}, 20)
             # The daemon is killed: what was set up goes on.
             end(first.daemon)
@@ -84,15 +86,20 @@ def test_all_services_of_a_cluster_are_reached_and_have_names() -> None:
             server.serve("far", PORT)
             stranger.serve("stranger", PORT)
             for machine in (server, stranger):
-                machine.do("expose", "who", "--port", str(PORT))
+                for protocol in PROTOCOLS:
+                    words = ("--port", str(PORT), "--protocol", protocol)
+                    machine.do("expose", "who", *words)
             client.do("connect", "--cluster", "far")
             wait_until(lambda: named(user, "who"), 30, "its name is there")
             address = named(user, "who")
             assert address == str(service_address(network.info.network_id, "who"))
             # The other cluster's members offer it, so nobody else's does.
-            client.until(address, "tcp", {"far"}, 30)
-            (row,) = client.listed()["services"]
-            assert (row["now"], row["spilled"]) == ([far.name], False)
+            for protocol in PROTOCOLS:
+                client.until(address, protocol, {"far"}, 30)
+            for row in client.listed()["services"]:
+                assert (row["now"], row["spilled"]) == ([far.name], False)
+            for protocol in PROTOCOLS:
+                assert pod_hears(lab, user, address, protocol) == "far"
             assert named(user, "later") == ""
             server.do("expose", "later", "--port", str(PORT))
             wait_until(lambda: named(user, "later"), 30, "what came later is there")
@@ -104,6 +111,29 @@ def test_all_services_of_a_cluster_are_reached_and_have_names() -> None:
             client.run_daemon()
             client.do("rm", "--cluster", "far")
             wait_until(lambda: not named(user, "who"), 30, "all of it is gone")
+
+
+def pod_hears(lab: Lab, node: Node, address: str, protocol: str) -> str:
+    """Return who answers a pod of a node, which it has from then on."""
+    pod = f"{lab.tag}{protocol}pod"
+    if "skerry-pods" not in node.ip("link"):
+        node.ip("link", "add", "skerry-pods", "type", "bridge")
+        node.ip("addr", "add", "10.244.77.1/24", "dev", "skerry-pods")
+        node.ip("link", "set", "skerry-pods", "up")
+        run(*node.command("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"))
+    lab.namespace(pod)
+    node.ip("link", "add", protocol, "type", "veth", "peer", "name", "eth0", "netns", pod)
+    node.ip("link", "set", protocol, "master", "skerry-pods", "up")
+    for words in (
+        ("addr", "add", "10.244.77.2/24", "dev", "eth0"),
+        ("link", "set", "eth0", "up"),
+        ("route", "add", "default", "via", "10.244.77.1"),
+    ):
+        run("ip", "-n", pod, *words)
+    ask = (sys.executable, "-m", "tests.netns.asking", protocol, address, str(PORT))
+    said = run("ip", "netns", "exec", pod, "env", f"PYTHONPATH={ROOT}", *ask).strip()
+    node.ip("link", "del", protocol)
+    return said
 
 
 def connects(channel: socket.socket, node: Node) -> bool:
