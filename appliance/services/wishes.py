@@ -20,8 +20,14 @@ MOST = 64
 NODES_MAX = 16
 CLUSTERS_MAX = 16
 KUBERNETES = "k8s:"
-# What the node itself is reached at inside the overlay: the store's, Kubernetes' API, the kubelet.
-NODE_PORTS = frozenset({("tcp", one) for one in (2379, 2380, 6443, 10250)})
+# What the node itself is reached at inside the overlay: the store's, Kubernetes' API, the kubelet;
+# Flannel's VXLAN, the overlay's own.
+NODE_PORTS = frozenset(
+    {("tcp", one) for one in (2379, 2380, 6443, 10250)}
+    | {("udp", one) for one in (8472, 51820, 51821)}
+)
+# Kubernetes gives these out itself.
+_KUBERNETES_PORTS = range(30000, 32768)
 
 
 class Exposure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -117,6 +123,11 @@ def check_exposure(one: Exposure) -> None:
         )
     if one.to.startswith(KUBERNETES):
         read_kubernetes(one.to)
+        if one.port in _KUBERNETES_PORTS:
+            raise ServiceError(
+                f"port {one.port} is one of Kubernetes' NodePorts, which may be another Service's",
+                hint="let the Service have a port below 30000, or above 32767",
+            )
     else:
         target_of(one.to)
 

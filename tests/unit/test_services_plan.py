@@ -215,6 +215,11 @@ def test_one_lost_answer_is_no_outage_two_are() -> None:
         Exposure("db", "tcp", 1, "224.0.0.1:80"),
         Exposure("db", "tcp", 1, "k8s:a"),
         Exposure("db", "tcp", 1, "k8s:a/b/c"),
+        Exposure("db", "tcp", 2379, "10.0.0.1:80"),
+        Exposure("db", "udp", 51821, "10.0.0.1:80"),
+        Exposure("db", "udp", 8472, "k8s:a/b"),
+        Exposure("db", "tcp", 30000, "k8s:a/b"),
+        Exposure("db", "udp", 32767, "k8s:a/b"),
     ],
 )
 def test_what_cannot_be_exposed_is_refused(wrong: Exposure) -> None:
@@ -367,6 +372,9 @@ def test_nobody_takes_the_ports_of_the_node_itself() -> None:
     assert "6443" in problems[0].message
     # As it is it may be offered: nothing is led elsewhere.
     check_exposure(Exposure("api", "tcp", 6443))
+    check_exposure(Exposure("db", "udp", 2379, "10.0.0.1:80"))
+    check_exposure(Exposure("db", "tcp", 30000, "10.0.0.1:80"))
+    check_exposure(Exposure("db", "tcp", 32768, "k8s:a/b"))
     for number in (2379, 2380, 10250):
         with pytest.raises(ServiceError, match="own"):
             check_exposure(Exposure("mine", "tcp", number, "192.168.1.20:1"))
