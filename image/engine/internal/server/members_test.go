@@ -3,7 +3,6 @@ package server
 import (
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,11 +14,14 @@ import (
 )
 
 func TestWhatServersShareNeedsTheServersSecret(t *testing.T) {
-	folder := t.TempDir()
-	if _, err := ensurePKI(folder, time.Now()); err != nil {
+	o := server(t, true)
+	if _, err := ensurePKI(o.ServerDir("tls"), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	shared, err := readBundle(folder)
+	if _, err := ensureEncryption(o); err != nil {
+		t.Fatal(err)
+	}
+	shared, err := readBundle(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,10 +45,10 @@ func TestWhatServersShareNeedsTheServersSecret(t *testing.T) {
 		t.Error("a key is readable")
 	}
 	opened, err := openBundle(keys, secret)
-	if err != nil || len(opened) != len(sharedFiles()) {
+	if err != nil || len(opened) != len(sharedFiles())+1 {
 		t.Fatalf("%d files, %v", len(opened), err)
 	}
-	key, _ := os.ReadFile(filepath.Join(folder, "client-ca.key"))
+	key, _ := os.ReadFile(o.ServerDir("tls", "client-ca.key"))
 	if string(opened["client-ca.key"]) != string(key) {
 		t.Error("not the key")
 	}
