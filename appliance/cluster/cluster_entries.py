@@ -132,8 +132,8 @@ class Entries:
     drained: Mapping[bytes, Drained] = field(default_factory=dict)
 
 
-class Kept(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a node keeps in a file of its own, apart from the ledger's.
+class Promises(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a node promised and became, in a file of its own, apart from the ledger's.
 
     Written and synced before the ledger hears of it: so a lost ``ledger.db`` takes no promise back.
     """
@@ -190,9 +190,9 @@ def read(said: Iterable[Said]) -> Entries:
     return Entries(votes, founded, roles, servers, plans, vips, drained)
 
 
-def read_kept(data: bytes) -> Kept | None:
+def read_promises(data: bytes) -> Promises | None:
     """Return what the file holds, or None for anything else: a damaged one is as good as none."""
-    kept = _decoded(data, Kept, FILE_MAX)
+    kept = _decoded(data, Promises, FILE_MAX)
     if kept is None or kept.version != VERSION or not _vote_fits(kept.vote):
         return None
     right = (kept.founded is None or _founded_fits(kept.founded)) and (

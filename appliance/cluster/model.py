@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from appliance.cluster.cluster_entries import Entries, Kept
+from appliance.cluster.cluster_entries import Entries, Promises
 from appliance.cluster.founding import Quiet
 from appliance.cluster.growth import Engine, Waiting
 from appliance.problem import Problem
@@ -91,7 +91,7 @@ class View:
     entries: Entries
     now: float
     now_ms: int = 0
-    kept: Kept = field(default_factory=Kept)
+    kept: Promises = field(default_factory=Promises)
     engine: Engine = field(default_factory=Engine)
     orders: Orders = field(default_factory=Orders)
     memory: Memory = field(default_factory=Memory)
@@ -114,7 +114,7 @@ class Decision:
     cluster_init: bool = False
     cluster_id: bytes | None = None
     reset: bool = False
-    keep: Kept | None = None
+    keep: Promises | None = None
     writes: tuple[tuple[str, bytes], ...] = ()
     remove: bytes | None = None
     problems: tuple[Problem, ...] = ()

@@ -27,8 +27,8 @@ from appliance.cluster.cluster_entries import (
     VIP,
     Entries,
     Founded,
-    Kept,
     Plan,
+    Promises,
     Role,
     RunsAs,
     Server,
@@ -241,7 +241,7 @@ class _Place:
 
     # What it says
 
-    def _keep(self) -> Kept | None:
+    def _keep(self) -> Promises | None:
         kept = self.view.kept
         founded = self.founded if self.founded.founder else kept.founded
         keep = msgspec.structs.replace(kept, founded=founded, role=self.role)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from appliance.cluster import cluster_entries, conflist, roles
-from appliance.cluster.cluster_entries import Kept as KeptFile
+from appliance.cluster.cluster_entries import Promises
 from appliance.cluster.growth import Engine
 from appliance.cluster.model import Decision, Memory
 from appliance.cluster.model import Kind as Decided
@@ -23,7 +23,7 @@ from appliance.kubernetes import files, flannel, manifests
 from appliance.kubernetes.api_address import ApiAddress
 from appliance.kubernetes.asking import AwayError, Supervisor
 from appliance.kubernetes.config import engine_config, joined_in
-from appliance.kubernetes.engine import EngineKeeper, Kept, read_manifests
+from appliance.kubernetes.engine import EngineKeeper, Outcome, read_manifests
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
 from appliance.kubernetes.keeper import UNITS, Wanted
@@ -218,10 +218,10 @@ class Agent:
         removed = has_data and failing and was_removed(cluster_entries.read(observed.said), own)
         return replace(facts.engine, has_data=has_data, removed=removed)
 
-    def _kept(self) -> KeptFile:
+    def _kept(self) -> Promises:
         data = files.read(self._places.kept, cluster_entries.FILE_MAX + 1)
-        found = None if data is None else cluster_entries.read_kept(data)
-        return KeptFile() if found is None else found
+        found = None if data is None else cluster_entries.read_promises(data)
+        return Promises() if found is None else found
 
     def _away(self, error: KubernetesError) -> None:
         code = "supervisor-away" if isinstance(error, AwayError) else "supervisor"
@@ -324,7 +324,7 @@ class Agent:
 
     # Telling
 
-    def _tell(self, kept: Kept, problems: tuple[Problem, ...]) -> State:
+    def _tell(self, kept: Outcome, problems: tuple[Problem, ...]) -> State:
         last = self._last
         wear = self._meter.look(self._clock())
         turn = Turn(

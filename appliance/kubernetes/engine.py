@@ -38,7 +38,7 @@ _DIGEST_MAX = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Outcome:
     """What came of a turn."""
 
     machine: Machine
@@ -102,7 +102,7 @@ class EngineKeeper:
             places.state.is_dir(),
         )
 
-    async def keep(self, wanted: Wanted) -> Kept:
+    async def keep(self, wanted: Wanted) -> Outcome:
         """Do what is to be done now; what goes wrong is told, and tried again by the next call."""
         now = self._clock()
         try:
@@ -110,7 +110,7 @@ class EngineKeeper:
         except KubernetesError as error:
             nothing = keeper.UnitFacts(Unit.MISSING)
             problem = Problem("systemd", str(error), error.hint or "")
-            return Kept(Machine(nothing, nothing), (problem,))
+            return Outcome(Machine(nothing, nothing), (problem,))
         self._count(wanted, machine, now)
         self._attempts = self._attempts.looked(wanted, machine, now)
         problems = list(wanted.problems)
@@ -122,7 +122,7 @@ class EngineKeeper:
                 problems.append(Problem(code, str(error), error.hint or ""))
                 break
         found = keeper.engine_problem(wanted, machine, self._attempts)
-        return Kept(machine, (*problems, *((found,) if found is not None else ())))
+        return Outcome(machine, (*problems, *((found,) if found is not None else ())))
 
     def _count(self, wanted: Wanted, machine: Machine, now: float) -> None:
         """Forget the failures of an engine that has run for a while."""

@@ -8,7 +8,7 @@ from enum import Enum
 
 from appliance.api.answers import MemberFacts
 from appliance.cluster import cluster_entries
-from appliance.cluster.cluster_entries import Entries, Kept, RunsAs
+from appliance.cluster.cluster_entries import Entries, Promises, RunsAs
 from appliance.cluster.growth import Engine, latest
 from appliance.cluster.model import CLUSTER_LABEL, Decision, Member, Memory, Orders, View, Wanted
 from appliance.cluster.model import Kind as Decided
@@ -64,7 +64,7 @@ def view_of(
     now: float,
     now_ms: int,
     *,
-    kept: Kept,
+    kept: Promises,
     engine: Engine,
     memory: Memory,
     orders: Orders,

@@ -92,7 +92,7 @@ class Places:
 
     @property
     def kept(self) -> Path:
-        """What this node promised and became (`cluster_entries.Kept`): outlives the ledger."""
+        """What this node promised and became (`cluster_entries.Promises`): outlives the ledger."""
         return self.data_dir / "skerry/roles"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.cni.provider import NoPods, Pods
-from appliance.kubernetes.engine import Kept
+from appliance.kubernetes.engine import Outcome
 from appliance.kubernetes.keeper import UNITS, Wanted
 from appliance.kubernetes.observing import Observed
 from appliance.kubernetes.part import Kind, Part
@@ -24,7 +24,7 @@ class Turn:
     wanted: Wanted
     observed: Observed | None
     pods: Pods | NoPods | None
-    kept: Kept
+    kept: Outcome
     kube: KubeFacts
     starts: int
     problems: tuple[Problem, ...]

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 from appliance.cluster import roles
-from appliance.cluster.cluster_entries import Kept, key_of, read, read_kept
+from appliance.cluster.cluster_entries import Promises, key_of, read, read_promises
 from appliance.cluster.growth import Engine
 from appliance.cluster.model import Decision, Kind, Member, Memory, Orders, View, Wanted
 from provisioning import codec
@@ -114,7 +114,7 @@ class World:
             read(one.ledger.values()),
             self.now,
             int((self.now + one.clock) * 1000),
-            read_kept(one.file) or Kept(),
+            read_promises(one.file) or Promises(),
             one.engine,
             self.orders,
             one.memory,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.cluster import roles
-from appliance.cluster.cluster_entries import BUCKET, Kept, read, read_kept
+from appliance.cluster.cluster_entries import BUCKET, Promises, read, read_promises
 from appliance.cluster.model import Decision, Kind, Member, Memory, View, Wanted
 from appliance.control.views import nodes_view
 from appliance.ledger.assigned import read_id
@@ -47,7 +47,7 @@ class Deciding:
             WANTED,
             read(one.plane.gossip.replica.entries(BUCKET, self.world.ms)),
             self.world.now,
-            kept=read_kept(self.files[one.node_id]) or Kept(),
+            kept=read_promises(self.files[one.node_id]) or Promises(),
             memory=self.memory[one.node_id],
         )
         decision = roles.decide(view)

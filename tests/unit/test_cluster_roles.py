@@ -13,7 +13,7 @@ from appliance.cluster.cluster_entries import (
     Server,
     cluster_id,
     read,
-    read_kept,
+    read_promises,
     value_of,
 )
 from appliance.cluster.errors import ClusterError
@@ -363,9 +363,9 @@ def test_nobody_speaks_for_another_nor_an_agent_of_founding() -> None:
 
 
 def test_a_damaged_file_is_none() -> None:
-    assert read_kept(b"") is None
-    assert read_kept(b"\x94\x01") is None
-    assert read_kept(bytes(5000)) is None
+    assert read_promises(b"") is None
+    assert read_promises(b"\x94\x01") is None
+    assert read_promises(bytes(5000)) is None
 
 
 def test_orders_are_the_root_keys() -> None:
