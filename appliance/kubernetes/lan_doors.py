@@ -1,7 +1,7 @@
 """Without a tunnel Kubernetes is on the LAN: opens the node's packet filter for it, and no wider.
 
-The filter (``firewall.nft``) has two sets that are empty otherwise: members, who reach API, etcd
-and kubelet, and networks, whose machines reach the API. With the tunnel nothing is done here.
+The filter (``firewall.nft``) has a set of members, who reach API, etcd and kubelet, and a chain for
+the networks whose machines reach the API; both are empty otherwise. With a tunnel nothing is done.
 """
 
 from __future__ import annotations
@@ -21,22 +21,20 @@ log = logging.getLogger(__name__)
 # A filter that was loaded anew has forgotten it.
 AGAIN_SECONDS = 20.0
 _TABLE = "inet skerry"
-_MEMBERS, _NETWORKS = "lan_members", "lan_networks"
+_MEMBERS, _API = f"{_TABLE} lan_members", f"{_TABLE} lan_api"
 # Gives nft a text. Raises ProgramError.
 Lay = Callable[[str], object]
 
 
 def text(members: Iterable[str], networks: Iterable[ipaddress.IPv4Network]) -> str:
-    """Return what makes the sets be these, for nft: all at once, or not at all."""
-    given = {
-        _MEMBERS: sorted({str(ipaddress.IPv4Address(one)) for one in members}),
-        _NETWORKS: [str(one) for one in ipaddress.collapse_addresses(networks)],
-    }
-    lines = []
-    for name, elements in given.items():
-        lines.append(f"flush set {_TABLE} {name}")
-        if elements:
-            lines.append(f"add element {_TABLE} {name} {{ {', '.join(elements)} }}")
+    """Return what lets these in and nobody else, for nft: all at once, or not at all."""
+    addresses = sorted({str(ipaddress.IPv4Address(one)) for one in members})
+    lines = [f"flush set {_MEMBERS}", f"flush chain {_API}"]
+    if addresses:
+        lines.append(f"add element {_MEMBERS} {{ {', '.join(addresses)} }}")
+    # Rules, not a set of networks: for that nft reads all that is there, and one that is older than
+    # whoever laid it (kube-proxy brings its own) ends with a fault.
+    lines += [f"add rule {_API} ip saddr {one} accept" for one in sorted(set(networks))]
     return "\n".join(lines) + "\n"
 
 
