@@ -109,12 +109,19 @@ class Story:
             self.server.kubectl("exec", f"pod-{number}", "--", *verb, "/tmp/well")
         wait_until(lambda: self.ready() == pods, PATIENCE, f"{pods} pods are ready", every=0.5)
 
-    def pod_hears(self, address: str) -> set[str]:
-        """Return who answers a pod of the server that asks, a few times, by TCP and UDP."""
-        nc = f"nc -w 2 {address} {PORT}"
-        line = f"for n in 1 2 3 4 5 6; do {nc} </dev/null; echo; echo who | {nc} -u; echo; done"
-        said = self.server.kubectl("exec", "pod-0", "--", "sh", "-c", line, check=False)
-        return set(said.split())
+    def pod_hears(self, address: str, expected: set[str]) -> None:
+        """Have a pod of the server ask, by TCP and UDP, until it heard all of these; none else."""
+        nc = f"nc -w 1 {address} {PORT}"
+        line = f"for n in 1 2 3; do {nc} </dev/null; echo; echo who | {nc} -u; echo; done"
+        heard: set[str] = set()
+
+        def ask() -> bool:
+            said = self.server.kubectl("exec", "pod-0", "--", "sh", "-c", line, check=False)
+            heard.update(said.split())
+            assert heard <= expected, heard
+            return heard == expected
+
+        wait_until(ask, 60, f"a pod hears {expected}")
 
     def ready(self) -> int:
         found = self.server.kubectl("get", "pods", "-l", "app=who", "-o", "json", check=False)
@@ -182,12 +189,12 @@ def test_an_annotated_service_is_reached_from_outside_as_well_as_it_is(story: St
     for protocol in PROTOCOLS:
         story.first.until(address, protocol, {"far"}, 60)
         outside.until(address, protocol, {"far"}, 60)
-    assert story.pod_hears(address) == {"far"}
+    story.pod_hears(address, {"far"})
     story.well(pods=2)
     for protocol in PROTOCOLS:
         story.first.until(address, protocol, {"pod-0", "pod-1"}, 60)
     # From a pod as well, to another of its node, and to itself.
-    assert story.pod_hears(address) == {"pod-0", "pod-1"}
+    story.pod_hears(address, {"pod-0", "pod-1"})
     # Without the annotation it is no longer offered.
     server.kubectl("annotate", "service", "who", "skerry/expose-")
     wait_until(lambda: (server.name, "up") not in story.offers("who")["tcp"], 60, "no more")
