@@ -116,7 +116,7 @@ class Story:
         heard: set[str] = set()
 
         def ask() -> bool:
-            said = self.server.kubectl("exec", "pod-0", "--", "sh", "-c", line, check=False)
+            said = self.server.kubectl("exec", "pod-0", "--", "sh", "-c", line)
             heard.update(said.split())
             assert heard <= expected, heard
             return heard == expected
