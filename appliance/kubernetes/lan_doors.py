@@ -32,8 +32,6 @@ def text(members: Iterable[str], networks: Iterable[ipaddress.IPv4Network]) -> s
     lines = [f"flush set {_MEMBERS}", f"flush chain {_API}"]
     if addresses:
         lines.append(f"add element {_MEMBERS} {{ {', '.join(addresses)} }}")
-    # Rules, not a set of networks: for that nft reads all that is there, and one that is older than
-    # whoever laid it (kube-proxy brings its own) ends with a fault.
     lines += [f"add rule {_API} ip saddr {one} accept" for one in sorted(set(networks))]
     return "\n".join(lines) + "\n"
 

@@ -15,6 +15,7 @@ power cut. No pods with a network of their own: the CNI server does not see into
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from typing import Any
 
 from image import engine, workloads
 from image.board import Architecture
+from image.tools import ToolsRoot
 from provisioning.clusters import api_address_of
 from provisioning.settings import Settings
 from provisioning.token import Token
@@ -81,6 +83,18 @@ class Full:
         """What it is called, also as a Kubernetes Node."""
         return self.node.name
 
+    def nft(self, *words: str) -> None:
+        """Run the nft of the engine's machine: an older one dies of what that one laid."""
+        run(*self.node.command(str(self._nft()), *words))
+
+    def _nft(self) -> Path:
+        path = self.folder / "bin/nft"
+        if not path.exists():
+            path.parent.mkdir()
+            path.write_text(f'#!/bin/sh\nexec chroot {ToolsRoot.ensure().path} nft "$@"\n')
+            path.chmod(0o755)
+        return path
+
     def start(self, token: Token | None = None) -> None:
         """Start all of it, as a boot does."""
         self.boots += 1
@@ -98,6 +112,7 @@ class Full:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=os.environ | {"PATH": f"{self._nft().parent}:{os.environ['PATH']}"},
             )
 
     def power_off(self) -> None:
@@ -112,7 +127,7 @@ class Full:
         self.node.ip("addr", "flush", "dev", "lo")
         self.node.ip("addr", "add", "127.0.0.1/8", "dev", "lo")
         self.node.ip("addr", "flush", "dev", "eth0", "scope", "host")
-        run(*self.node.command("nft", "flush", "ruleset"), check=False)
+        self.nft("flush", "ruleset")
 
     # What is seen
 
