@@ -90,6 +90,8 @@ class Foreign:
         said = ("cat", place)
         wait_until(lambda: self.one.run(*said, check=False).startswith("K10"), _PATIENCE, "a token")
         token = self.one.run(*said).strip()
+        # The server knows its own token, too, by the time that it has a Node.
+        wait_until(lambda: "one" in self.nodes(), _PATIENCE, "the server's node")
         self.machines[1].engine("agent", "--server", SERVER, "--token", token)
         wait_until(lambda: self.nodes().keys() == {"one", "two"}, _PATIENCE, "both nodes")
 
