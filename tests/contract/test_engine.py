@@ -113,7 +113,7 @@ class Cluster:
         place.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(str(place))
-            manager.settimeout(120)
+            manager.settimeout(300)
             self.server = self.one.engine(
                 "server",
                 "--config",
