@@ -95,10 +95,7 @@ class Carrier(Full):
         sources = workloads.Sources(Architecture.AMD64, busybox, "1")
         archives = [*(workloads.archive(name, sources) for name in _ADDONS)]
         for archive in (*archives, images.archive(sources)):
-            copy = shutil.copyfile(archive, machine.shared / archive.name)
-            words = ("import", "--local", "--snapshotter", "overlayfs", f"/data/shared/{copy.name}")
-            machine.run(*_IMAGES, *words, seconds=120)
-            copy.unlink()
+            machine.bring(archive)
 
 
 @dataclass(slots=True)

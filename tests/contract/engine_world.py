@@ -115,6 +115,7 @@ class Machine:
     world: World
     holder: subprocess.Popen[bytes]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    snapshotter: str = ""
 
     @property
     def shared(self) -> Path:
@@ -162,6 +163,7 @@ class Machine:
 
         ``networks`` is the folder where somebody else writes the CNI configuration.
         """
+        self.snapshotter = snapshotter
         text = _CONTAINERD.replace("@SNAPSHOTTER@", snapshotter)
         if networks is None:
             self.run("mkdir", "-p", "/etc/cni/net.d")
@@ -169,11 +171,18 @@ class Machine:
         else:
             text += f'  [plugins."io.containerd.grpc.v1.cri".cni]\n    conf_dir = "{networks}"\n'
         (self.shared / "containerd.toml").write_text(text)
-        (self.shared / "pause.tar").write_bytes(self.world.pause.read_bytes())
         log = self.scratch / "containerd.log"
         self.spawn(["containerd", "--config", "/data/shared/containerd.toml"], log)
-        command = ("ctr", "-n", "k8s.io", "images", "import", "--local", "/data/shared/pause.tar")
-        wait_until(lambda: "unpacking" in self.run(*command, check=False), 20, "the pause image")
+        there = ("ctr", "version")
+        wait_until(lambda: "Server:" in self.run(*there, check=False), 20, "containerd answers")
+        self.bring(self.world.pause)
+
+    def bring(self, archive: Path) -> None:
+        """Give the container runtime an image."""
+        copy = shutil.copyfile(archive, self.shared / archive.name)
+        words = ("images", "import", "--local", "--snapshotter", self.snapshotter)
+        self.run("ctr", "-n", "k8s.io", *words, f"/data/shared/{copy.name}", seconds=120)
+        copy.unlink()
 
     def engine(self, role: str, *options: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start the engine with what every machine of these tests needs."""

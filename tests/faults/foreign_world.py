@@ -83,7 +83,7 @@ class Foreign:
             machine.run("sh", "-c", "[ -e /usr/lib/cni ] || ln -s /opt/cni/bin /usr/lib/cni")
             machine.containerd(networks=Path("/etc/cni/net.d"))
             for archive in (busybox, self.made.archive):
-                self.bring(machine, archive)
+                machine.bring(archive)
         options = ["--token", SECRET, "--cluster-cidr", _PODS, "--service-cidr", _SERVICES]
         self.one.engine("server", *options, "--disable-network-policy")
         place = f"{DATA}/server/node-token"
@@ -94,14 +94,6 @@ class Foreign:
         wait_until(lambda: "one" in self.nodes(), _PATIENCE, "the server's node")
         self.machines[1].engine("agent", "--server", SERVER, "--token", token)
         wait_until(lambda: self.nodes().keys() == {"one", "two"}, _PATIENCE, "both nodes")
-
-    def bring(self, machine: Machine, archive: Path) -> None:
-        """Import a container image into a node's runtime."""
-        copy = machine.shared / archive.name
-        shutil.copyfile(archive, copy)
-        words = ("ctr", "-n", "k8s.io", "images", "import", "--local", f"/data/shared/{copy.name}")
-        machine.run(*words, seconds=120)
-        copy.unlink()
 
     # The operator
 

@@ -74,11 +74,7 @@ class Worker(Carrier):
         sources = workloads.Sources(
             Architecture.AMD64, ToolsRoot.ensure().file("/usr/bin/busybox"), "1"
         )
-        copy = machine.shared / "agnhost.tar"
-        copy.write_bytes(images.archive(sources).read_bytes())
-        words = ("ctr", "-n", "k8s.io", "images", "import", "--local", "--snapshotter", "overlayfs")
-        machine.run(*words, "/data/shared/agnhost.tar", seconds=120)
-        copy.unlink()
+        machine.bring(images.archive(sources))
 
 
 @dataclass(slots=True)
