@@ -96,6 +96,27 @@ def begin_pod_ping(machine: Machine, source: Target, address: str, *, count: int
     return machine.begin(workload.inside(pid, command, files=False))
 
 
+def datastore(server: Machine) -> dict[str, int]:
+    """Return of a single server's database: bytes, bytes of its log, objects, leases and events."""
+    done = server.run(["/usr/bin/python3", "-ISc", _DATASTORE], timeout=120, check=True)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+_DATASTORE = """
+import json, os, sqlite3
+file = "/data/kubernetes/server/db/state.db"
+with sqlite3.connect("file:%s?mode=ro" % file, uri=True, timeout=30) as database:
+    def count(where):
+        return database.execute("SELECT count(*) FROM kine WHERE name " + where).fetchone()[0]
+    print(json.dumps({
+        "size": os.path.getsize(file), "log": os.path.getsize(file + "-wal"),
+        "objects": count("LIKE '/registry/%'"),
+        "short_lived": count("LIKE '/registry/leases/%' OR name LIKE '/registry/events/%'"),
+    }))
+"""
+
+
 def supervisor_view(machine: Machine) -> dict[str, Any]:
     """Return what the supervisor tells the cluster agent (``GET /v1/cluster``)."""
     done = machine.run(["/usr/bin/python3", "-ISc", _CLUSTER], timeout=60, check=True)

@@ -18,7 +18,14 @@ from image.artifacts import Artifacts
 from qemu import demo, kube, lab, workload
 from qemu.machine import Machine
 from qemu.workload import Target
-from tests.vm.clusters import SECONDS, Cluster, Documents, begin_pod_ping, supervisor_view
+from tests.vm.clusters import (
+    SECONDS,
+    Cluster,
+    Documents,
+    begin_pod_ping,
+    datastore,
+    supervisor_view,
+)
 from tests.vm.conftest import BOOT_SECONDS, MachineFactory, cluster_spec, wait_ready
 from tests.vm.remote import OperatorMachine, operator_machine
 
@@ -84,6 +91,15 @@ def test_a_node_says_what_it_writes(cluster: Cluster, founded: Documents) -> Non
         assert writes["since_boot"] > 0
         assert re.fullmatch(r"vd[a-z]7", writes["device"])
         print(f"{name}, {one['agent']['role']}: {wear.read_words(writes)}", file=sys.stderr)
+
+
+def test_the_card_is_spared(cluster: Cluster, founded: Documents) -> None:
+    """What is renewed every 10 s is not in the database, whose log is taken into it."""
+    found = datastore(cluster.machines[cluster.index_of_server(founded)])
+    assert found["objects"] > 100
+    assert found["short_lived"] == 0
+    assert found["size"] > 256 * 1024
+    assert found["log"] < 8 * 1024 * 1024
 
 
 def test_kubernetes_records_the_ranges_that_the_nodes_claimed(

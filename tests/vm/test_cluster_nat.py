@@ -27,7 +27,7 @@ from qemu.machine import Machine
 from qemu.spec import UserNic
 from qemu.watch import peers_up
 from qemu.workload import Target
-from tests.vm.clusters import SECONDS, Cluster, Documents, supervisor_view
+from tests.vm.clusters import SECONDS, Cluster, Documents, datastore, supervisor_view
 from tests.vm.conftest import MachineFactory, cluster_spec, wait_ready
 from tests.vm.remote import OperatorMachine, operator_machine
 
@@ -257,6 +257,10 @@ def test_a_node_at_rest_writes_little(cluster: Cluster, server: Machine) -> None
         words = f"{wear.size(per_day / 1440)} a minute, {wear.size(per_day)} a day"
         print(f"{part}, {ended - began:.0f} s at rest: {words}", file=sys.stderr)
         assert per_day < REST_PER_DAY, part
+    found = datastore(server)
+    print(f"the server's database: {found}", file=sys.stderr)
+    assert found["short_lived"] == 0
+    assert found["log"] < 8 * 1024 * 1024
 
 
 def next_report(machine: Machine) -> tuple[float, int]:
