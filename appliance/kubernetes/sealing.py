@@ -128,7 +128,9 @@ class Sealer:
         if text is None or not places.kubelet_kubeconfig.exists():
             return sealed
         present = read_token(text, str(places.config))
-        return present if present.authority == sealed.authority else sealed
+        # One that was a server forgets the servers' token.
+        same = (present.authority, present.user) == (sealed.authority, sealed.user)
+        return present if same else sealed
 
     def _sealed(self, observed: Observed, name: str) -> Token | None:
         text = observed.values.get(name)

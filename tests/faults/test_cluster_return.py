@@ -54,8 +54,13 @@ def test_a_replaced_server_comes_back_as_an_agent_and_sets_its_state_aside(
 
     cluster.lab.heal()
     lost.start()
-    wait_until(lambda: lost.role == "agent", PATIENCE, "it is back as an agent", every=1)
-    wait_until(lambda: fourth.ready() == everyone, PATIENCE, "its Node is ready", every=2)
+    try:
+        wait_until(lambda: lost.role == "agent", PATIENCE, "it is back as an agent", every=1)
+        cluster.say(f"{lost.name} is an agent")
+        wait_until(lambda: fourth.ready() == everyone, PATIENCE, "its Node is ready", every=2)
+    except BaseException:
+        print(lost.told())
+        raise
     cluster.say(f"{lost.name} is back")
     aside = [one.name for one in lost.places.data_dir.iterdir() if "replaced" in one.name]
     assert aside == ["server.replaced-1"]

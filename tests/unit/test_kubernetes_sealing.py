@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from appliance.kubernetes.config import Keys
 from appliance.kubernetes.credentials import read_token
 from appliance.kubernetes.kubeconfig import kubeconfig_text, unpack
+from appliance.kubernetes.observing import Observer
+from appliance.kubernetes.part import Kind, Part
 from appliance.kubernetes.places import SERVER_UNIT
-from tests.fakes.cluster_world import ADMIN, IDS, PEM, SERVER_TOKEN, founded
+from appliance.kubernetes.sealing import Sealer
+from tests.fakes.cluster_world import ADMIN, IDS, PEM, SERVER_TOKEN, founded, make_world
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +34,23 @@ async def test_a_token_that_was_seen_is_made_anew_and_the_server_takes_it(tmp_pa
     assert after["value"] != before["value"]
     assert after["value"].rpartition(":")[2] in world.places.config.read_text()
     assert world.units.calls == [("start", SERVER_UNIT), ("restart", SERVER_UNIT)]
+
+
+async def test_a_server_that_becomes_an_agent_forgets_the_servers_token(tmp_path: Path) -> None:
+    world = make_world(tmp_path, own=1)
+    world.places.config.parent.mkdir(parents=True)
+    world.places.config.write_text(f'token: "{SERVER_TOKEN}"\n')
+    world.places.kubelet_kubeconfig.parent.mkdir(parents=True)
+    world.places.kubelet_kubeconfig.touch()
+    agents = SERVER_TOKEN.replace("server", "node")
+    world.supervisor.give_secret("cluster-agent-token", agents)
+    observed = await Observer(world.supervisor).observe()
+    sealer, part = Sealer(world.places, world.supervisor), Part(Kind.AGENT, "it was replaced")
+    assert sealer.keys(observed, part) == Keys(agents)
+    # The one that it has joined by stays, whatever is sealed for those to come.
+    world.places.config.write_text(f'token: "{agents}"\n')
+    world.supervisor.give_secret("cluster-agent-token", agents[:-1] + "0", generation=2)
+    assert sealer.keys(await Observer(world.supervisor).observe(), part) == Keys(agents)
 
 
 async def test_after_a_server_is_revoked_token_and_kubeconfig_are_others(tmp_path: Path) -> None:
