@@ -230,13 +230,18 @@ class ControlPlane:
         return Now(mono, self.unix(mono))
 
     def _look_at_time(self, now: Now, out: list[Action]) -> None:
-        """Have the node announced anew if it turns out to be another time: names go by it."""
+        """Have the node announced anew if it turns out to be another time: names go by it.
+
+        Others' messages may not open by that time, so they are asked in the way that needs none.
+        """
         offset = now.unix - now.mono
         if self._offset is not None and abs(offset - self._offset) > JUMP_SECONDS:
             out.append(events.EpochsChanged())
             text = f"the time is {offset - self._offset:+.0f} s from what it was taken for"
             out.append(events.Log(logging.WARNING, text, {"event": "clock-jump"}))
-        if self._offset is None or abs(offset - self._offset) > JUMP_SECONDS:
+            self._offset = offset
+            self._absorb(self.core.ask_time(now), now, out)
+        if self._offset is None:
             self._offset = offset
 
     def _absorb(self, actions: Iterable[events.Action], now: Now, out: list[Action]) -> None:

@@ -330,6 +330,20 @@ def test_a_clock_a_day_off_among_three_right_ones_joins_and_moves_nobody(hours: 
         assert abs(node.plane.unix(world.now) - (UNIX + world.now)) < 5
 
 
+def test_whose_clock_jumps_before_it_heard_the_time_asks_at_once() -> None:
+    """By the new time nobody's messages open, so it would hear nothing more of the right one."""
+    world = World()
+    nodes = formed(world, 3)
+    jumper, *others = nodes
+    for other in others:
+        jumper.plane.timekeeper.forget(other.identity.node_id)
+    jumper.clock = 86_400.0
+    jumper.plane.wall(world.clock(jumper), world.now)
+    assert jumper.plane.unix(world.now) > UNIX + world.now + 80_000
+    assert world.run(3, until=lambda: abs(jumper.plane.unix(world.now) - (UNIX + world.now)) < 1)
+    assert world.connected(nodes)
+
+
 def test_what_was_written_under_a_clock_ahead_survives_a_restart_under_a_right_one() -> None:
     world = World()
     nodes = formed(world, 2)
