@@ -239,5 +239,7 @@ def test_it_goes_away_as_the_manifest_says(
             ]
         assert "skerry" not in machine.run("nft", "list", "tables")
         for place in ("/etc/cni/net.d", "/opt/cni/bin", "/run", "/var/lib", "/run/wireguard"):
-            assert "skerry" not in machine.run("ls", place), place
+            # The engine that stands in for a foreign cluster has a folder of its own there.
+            left = set(machine.run("ls", place).split()) - {"skerry-engine"}
+            assert not [name for name in left if "skerry" in name], (place, left)
     wait_until(lambda: cluster.ready() == set(), PATIENCE, "the nodes say that they lack a network")
