@@ -60,7 +60,7 @@ class Node:
         except ApiError:
             return {}
 
-    def until(self, *states: str, seconds: float = 10) -> dict[str, Any]:
+    def until(self, *states: str, seconds: float = 30) -> dict[str, Any]:
         """Return the status as soon as the state is one of these."""
         deadline = time.monotonic() + seconds
         while (status := self.status()).get("state") not in states:
@@ -69,7 +69,7 @@ class Node:
             time.sleep(0.02)
         return status
 
-    def joined(self, seconds: float = 10) -> dict[str, Any]:
+    def joined(self, seconds: float = 30) -> dict[str, Any]:
         """Return the status as soon as the node has an identity, whatever else is wrong."""
         deadline = time.monotonic() + seconds
         while not (status := self.status()).get("overlay"):
@@ -77,7 +77,7 @@ class Node:
             time.sleep(0.02)
         return status
 
-    def wait(self, seconds: float = 10) -> bool:
+    def wait(self, seconds: float = 30) -> bool:
         """Say whether it ended within the time."""
         return bool(select.select([self._handle], [], [], seconds)[0])
 
