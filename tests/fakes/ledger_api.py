@@ -29,7 +29,9 @@ class Served:
 
     async def ask(self, method: str, target: str, body: bytes | None = None) -> dict[str, Any]:
         """Ask as our own client does. Raises ApiError."""
-        return await asyncio.to_thread(call, method, target, body, socket_path=self.path, timeout=5)
+        return await asyncio.to_thread(
+            call, method, target, body, socket_path=self.path, timeout=30
+        )
 
     async def raw(self, data: bytes) -> tuple[int, bytes]:
         """Send bytes, hang up one's own half, and return the status and body of the answer."""
@@ -37,7 +39,7 @@ class Served:
         writer.write(data)
         with contextlib.suppress(OSError):
             writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(), 30)
         await close(writer)
         head, _, rest = answer.partition(b"\r\n\r\n")
         return int(head.split()[1]), rest

@@ -29,9 +29,9 @@ def served(table: Table, socket: Path, **options: int) -> Iterator[None]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
     try:
-        assert up.wait(5)
+        assert up.wait(30)
         yield
     finally:
         loop.call_soon_threadsafe(down.set)
-        thread.join(5)
+        thread.join(30)
         loop.close()

@@ -68,7 +68,7 @@ async def serving(directory: Path, **options: int) -> AsyncIterator[Path]:
 
 
 async def ask(path: Path, method: str, target: str, body: bytes | None = None) -> dict[str, Any]:
-    return await asyncio.to_thread(call, method, target, body, socket_path=path, timeout=5)
+    return await asyncio.to_thread(call, method, target, body, socket_path=path, timeout=30)
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
@@ -82,7 +82,7 @@ async def raw(path: Path, data: bytes) -> tuple[int, dict[str, Any]]:
     writer.write(data)
     with contextlib.suppress(OSError):
         writer.write_eof()
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), 30)
     await close(writer)
     head, _, rest = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(rest)
@@ -164,7 +164,7 @@ async def test_clients_that_leave_or_dawdle_do_no_harm(
             await close(gone)
             reader, slow = await asyncio.open_unix_connection(str(path))
             slow.write(data)
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 30) == b""
             await close(slow)
         assert (await ask(path, "GET", "/echo"))["path"] == "/echo"
 
@@ -272,7 +272,7 @@ def test_an_answer_that_is_none(tmp_path: Path, answer: bytes) -> None:
         thread.start()
         with pytest.raises(ApiError):
             call("GET", "/v1/status", socket_path=tmp_path / "s")
-        thread.join(5)
+        thread.join(30)
 
 
 @given(st.binary(max_size=200))

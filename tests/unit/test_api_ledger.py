@@ -180,7 +180,7 @@ async def test_any_bytes_are_answered_or_let_go(tmp_path: Path) -> None:
             writer.write(data)
             with contextlib.suppress(OSError):
                 writer.write_eof()
-            first = await asyncio.wait_for(reader.read(100), 5)
+            first = await asyncio.wait_for(reader.read(100), 30)
             assert first == b"" or first.startswith(b"HTTP/1.1 ")
             answered += bool(first)
             await close(writer)
@@ -263,7 +263,7 @@ async def open_stream(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_unix_connection(str(api.path))
     writer.write(f"GET {target} HTTP/1.1\r\n\r\n".encode())
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     assert b"200 OK" in head
     assert b"Content-Type: text/event-stream" in head
     return reader, writer
@@ -271,7 +271,7 @@ async def open_stream(
 
 async def next_event(reader: asyncio.StreamReader) -> tuple[str, dict[str, Any]]:
     while True:
-        text = (await asyncio.wait_for(reader.readuntil(b"\n\n"), 5)).decode()
+        text = (await asyncio.wait_for(reader.readuntil(b"\n\n"), 30)).decode()
         if not text.startswith(":"):
             fields = dict(line.split(": ", 1) for line in text.rstrip("\n").split("\n"))
             data = json.loads(fields["data"])
@@ -317,7 +317,7 @@ async def test_a_quiet_stream_says_that_it_lives(
     async with serving(tmp_path) as api:
         reader, writer = await open_stream(api, "/v1/ledger/lease?watch=1")
         await next_event(reader)
-        assert await asyncio.wait_for(reader.readuntil(b"\n\n"), 5) == b": nothing new\n\n"
+        assert await asyncio.wait_for(reader.readuntil(b"\n\n"), 30) == b": nothing new\n\n"
         await close(writer)
 
 
@@ -390,11 +390,11 @@ async def test_streams_end_with_the_supervisor_and_with_the_ledger(tmp_path: Pat
         one, writer = await open_stream(api, "/v1/ledger/shared?watch=1")
         await next_event(one)
         api.here.access.close()
-        assert await asyncio.wait_for(one.read(), 5) == b""
+        assert await asyncio.wait_for(one.read(), 30) == b""
         await close(writer)
         other, writer = await open_stream(api, "/v1/ledger/shared?watch=1")
         await next_event(other)
-    assert await asyncio.wait_for(other.read(), 5) == b""
+    assert await asyncio.wait_for(other.read(), 30) == b""
     await close(writer)
 
 

@@ -47,7 +47,7 @@ class Node:
 
     def _before(self, _: object) -> None:
         self.actions += 1
-        assert self.go.wait(5)
+        assert self.go.wait(30)
 
     async def call(self, command: str, container: str = "aa11", **config: object) -> Answer:
         env = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_IFNAME": "eth0"}

@@ -38,7 +38,7 @@ class Lab:
         self._up.clear()
         self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
         self._thread.start()
-        assert self._up.wait(5)
+        assert self._up.wait(30)
 
     async def _serve(self) -> None:
         self._down = asyncio.Event()
@@ -48,7 +48,7 @@ class Lab:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._down.set)
-        self._thread.join(5)
+        self._thread.join(30)
 
     def close(self) -> None:
         self.stop()
@@ -63,7 +63,7 @@ class Lab:
             done.set()
 
         self._loop.call_soon_threadsafe(run)
-        assert done.wait(5)
+        assert done.wait(30)
 
     def run(self, *arguments: str) -> int:
         action, *rest = arguments
@@ -232,7 +232,7 @@ class Said:
 
     def wait_for(self, words: str) -> None:
         with self._grown:
-            assert self._grown.wait_for(lambda: words in self.text, 5), self.text
+            assert self._grown.wait_for(lambda: words in self.text, 30), self.text
 
 
 def test_watch_goes_on_when_the_supervisor_restarts(
@@ -265,7 +265,7 @@ def test_watch_goes_on_when_the_supervisor_restarts(
     said.wait_for("shared/two = 2  (n1)")
     over.set()
     lab.do(lab.served.here.access.close)
-    watching.join(5)
+    watching.join(30)
     assert status == [130]
     assert "\x1b" not in said.text
 
@@ -280,7 +280,7 @@ def test_watch_for_machines(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.do(lambda: lab.served.here.access.put("lease", "app/x", b"1", 60))
     said.wait_for("app/x")
     lab.do(lab.served.here.access.close)
-    watching.join(5)
+    watching.join(30)
     lines = [json.loads(line) for line in said.text.splitlines()]
     assert [one["event"] for one in lines] == ["ready", "put"]
     assert (lines[1]["key"], lines[1]["value"]) == ("app/x", "1")

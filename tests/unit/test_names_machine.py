@@ -265,7 +265,7 @@ def test_trouble_with_the_port_is_a_problem_until_it_is_over(
         assert str(first.address[1]) in problem.message
         assert problem.hint
         await first.stop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while second.problems():  # noqa: ASYNC110 - it offers nothing to wait for
                 await asyncio.sleep(0.01)
         await second.stop()

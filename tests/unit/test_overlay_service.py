@@ -49,7 +49,7 @@ def test_a_defect_costs_one_event_and_no_spinning(
         loop = asyncio.get_running_loop()
         begun = loop.time()
         overlay._feed(events.Tick())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await brain.again.wait()
         store.close()
         return loop.time() - begun

@@ -93,7 +93,7 @@ class _FakeQemu:
                 stream.flush()
 
     def end(self) -> None:
-        self._thread.join(5)
+        self._thread.join(30)
         self._server.close()
 
 
@@ -156,10 +156,10 @@ def test_waiting_for_the_console(tmp_path: Path) -> None:
     log = SerialLog(path, offset=path.stat().st_size)
     with path.open("ab") as file:
         file.write(b"skerry login: ")
-    assert log.wait_for("login: ", timeout=5) >= 0
+    assert log.wait_for("login: ", timeout=30) >= 0
     assert "old" not in log.text()
     with pytest.raises(WaitTimeoutError, match=r"QEMU ended; the last lines are\s+skerry login"):
-        log.wait_for("never", timeout=5, give_up=lambda: "QEMU ended")
+        log.wait_for("never", timeout=30, give_up=lambda: "QEMU ended")
     with pytest.raises(WaitTimeoutError, match="not within 0 s"):
         log.wait_for("never", timeout=0)
     log.close()
@@ -178,7 +178,7 @@ def test_a_process_is_not_mistaken_for_another() -> None:
         stranger.kill()
     assert child.poll() is None
     known.kill()
-    assert child.wait(5) == -9
+    assert child.wait(30) == -9
     assert not known.alive()
     known.kill()
     assert ProcessId.of(child.pid) is None

@@ -145,7 +145,7 @@ def test_done_is_asked_of_all_documents(machine: FakeMachine, watch: NodeWatch) 
     follow(
         [watch],
         lambda every: [one["state"] for one in every] == ["ready"],
-        timeout=5,
+        timeout=30,
         say=lambda node, words: said.append((node, words)),
     )
     assert said == []
@@ -166,11 +166,11 @@ def guest(tmp_path: Path) -> Iterator[Machine]:
     thread = threading.Thread(target=serve)
     thread.start()
     client = AgentClient([tmp_path / "agent0"])
-    client.wait_ready(timeout=5)
+    client.wait_ready(timeout=30)
     fake = SimpleNamespace(agent=client, wait_agent=lambda **_: "boot", spec=None)
     yield cast("Machine", fake)
     client.close()
-    thread.join(5)
+    thread.join(30)
     server.close()
 
 

@@ -49,7 +49,7 @@ class Lab:
     overlay: FakeOverlay
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not condition():  # noqa: ASYNC110 - the condition is anybody's
                 await asyncio.sleep(0.001)
 
@@ -106,7 +106,7 @@ async def running(
         yield Lab(supervisor, config, overlay)
     finally:
         supervisor.stop()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
 
 def hand_over(config: SupervisorConfig, name: str, content: str | bytes) -> None:

@@ -43,7 +43,7 @@ class FakeJournal:
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
-        self.socket.settimeout(2)
+        self.socket.settimeout(30)
 
     def entry(self) -> dict[str, str]:
         return {name: value.decode() for name, value in decode(self.socket.recv(1 << 20)).items()}
@@ -218,7 +218,7 @@ def test_notify(tmp_path: Path, abstract: bool) -> None:
     name = f"@skerry-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name.replace("@", "\0") if abstract else name)
-        manager.settimeout(2)
+        manager.settimeout(30)
         environment = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "3000000", "OTHER": "1"}
         notifier = Notifier(environment)
         assert environment == {"OTHER": "1"}
