@@ -139,11 +139,18 @@ class _Place:
             return self._replaced()
         if self.founded.founder == self.view.own:
             return self._founder()
-        if self.role is not None and self.role.role == RunsAs.SERVER.value:
+        # Who was replaced joins as a server only if it is taken in again.
+        if self._runs_as(RunsAs.SERVER) and (self.view.engine.has_data or not self._is_outside()):
             return self._server("this node is a server of the cluster")
+        if self._runs_as(RunsAs.AGENT) and self.view.engine.has_data and self._is_outside():
+            # Before anything else: as a server anew it would start with what nobody knows any more.
+            return replace(self._work(), reset=True)
         if self.own.may_serve and self.plan is not None and self.plan.joining == self.view.own:
             self._become(RunsAs.SERVER)
             return self._server("the cluster's leader takes this node in as a server")
+        return self._work()
+
+    def _work(self) -> Decision:
         if not self.own.may_work:
             return self._wait(
                 "this node may be a server only, and the cluster has all that it wants",
@@ -202,6 +209,13 @@ class _Place:
             why = "the others replaced this server while it was away; it is an agent now"
             return replace(self._decision(Kind.AGENT, why, join), reset=True)
         return replace(self._wait("the others replaced this server while it was away"), reset=True)
+
+    def _runs_as(self, what: RunsAs) -> bool:
+        return self.role is not None and self.role.role == what.value
+
+    def _is_outside(self) -> bool:
+        """Say whether the servers do without this node: it never was one, or was replaced."""
+        return self.plan is not None and self.view.own not in self.plan.servers
 
     def _become(self, what: RunsAs) -> None:
         begun = bool(self.role and self.role.begun) or bool(

@@ -124,6 +124,7 @@ class Agent:
         self._last = _Last()
         self._reporter = Reporter(places.status)
         self._spoke = False
+        self._removed = False
 
     async def turn(self) -> float:
         """Do what one look at everything asks for; return in how many seconds the next is due.
@@ -215,8 +216,10 @@ class Agent:
         facts, has_data = self._kube.facts, self._kube.has_data()
         own = read_id(observed.cluster.document.node_id) or b""
         failing = not facts.serves and self._engine.attempts >= REMOVED_ATTEMPTS
-        removed = has_data and failing and was_removed(cluster_entries.read(observed.said), own)
-        return replace(facts.engine, has_data=has_data, removed=removed)
+        found = failing and was_removed(cluster_entries.read(observed.said), own)
+        # Until its state is set aside: its engine has to stop for that, and fails no more then.
+        self._removed = has_data and (self._removed or found)
+        return replace(facts.engine, has_data=has_data, removed=self._removed)
 
     def _kept(self) -> Promises:
         data = files.read(self._places.kept, cluster_entries.FILE_MAX + 1)

@@ -357,8 +357,8 @@ class World:
             path.write_text(text)
 
 
-def make_world(folder: Path, *, own: int = 0, members: int = 2) -> World:
-    """Return a node with everything in a folder."""
+def places_in(folder: Path) -> Places:
+    """Return the places of a node, with what its image brings."""
     places = Places(
         run_dir=folder / "run",
         data_dir=folder / "data",
@@ -370,6 +370,14 @@ def make_world(folder: Path, *, own: int = 0, members: int = 2) -> World:
     )
     places.manifests.mkdir()
     (places.manifests / "coredns.yaml").write_text(COREDNS)
+    return places
+
+
+def make_world(
+    folder: Path, *, own: int = 0, members: int = 2, places: Places | None = None
+) -> World:
+    """Return a node with everything in a folder; ``places``: on the disk of another, before."""
+    places = places or places_in(folder)
     supervisor = FakeSupervisor(own, members)
     units, api, cni, clock = FakeUnits(), FakeApi(), FakeCni(), [1000.0]
     observer = Observer(supervisor)
@@ -401,3 +409,21 @@ async def founded(folder: Path) -> World:
     world.api.objects["founder"] = node_object(0)
     await world.turns(3)
     return world
+
+
+async def joined(folder: Path) -> World:
+    """Return the second node of a cluster whose founder serves."""
+    first = await founded(folder_of(folder, "first"))
+    world = make_world(folder_of(folder, "second"), own=1)
+    world.supervisor.entries.update(first.supervisor.entries)
+    for name, one in first.supervisor.secrets.items():
+        world.supervisor.give_secret(name, one["value"])
+    world.api.objects["second"] = node_object(1)
+    await world.turns(10, 4)
+    return world
+
+
+def folder_of(folder: Path, name: str) -> Path:
+    made = folder / name
+    made.mkdir()
+    return made

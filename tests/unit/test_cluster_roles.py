@@ -262,6 +262,24 @@ def test_a_server_that_was_replaced_becomes_an_agent() -> None:
     assert (decision.kind, decision.reset) == (Kind.AGENT, True)
 
 
+def test_an_agent_with_a_servers_state_sets_that_aside_before_it_is_a_server_anew() -> None:
+    world = formed(1, 2, 3, wanted=Wanted(servers=3))
+    first, second = world.node(1), world.node(2)
+    world.run(5)
+    second.engine = Engine(has_data=True)
+    world.run(3)
+    # Nobody has said yet who the servers are: it may be one of them.
+    assert (said(world, 2).kind, said(world, 2).reset) == (Kind.AGENT, False)
+    world.serve(first, leader=True, members=(first,))
+    world.run(10)
+    assert [one.kind for one in world.nodes].count(Kind.SERVER) <= 1
+    assert (said(world, 2).kind, said(world, 2).reset) == (Kind.AGENT, True)
+    second.engine = Engine()
+    world.node(3).up = False
+    world.run(2)
+    assert not said(world, 2).reset
+
+
 THREE = Leader(A, bytes(16), Engine(leader=True, term=7, members=frozenset({A, B, C})), 3)
 MINUTES = 60.0
 

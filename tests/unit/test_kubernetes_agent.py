@@ -29,8 +29,9 @@ from tests.fakes.cluster_world import (
     NETWORK,
     SEED,
     SERVER_TOKEN,
-    World,
+    folder_of,
     founded,
+    joined,
     make_world,
     node_object,
     pod_range,
@@ -43,25 +44,6 @@ AGENT_TOKEN = SERVER_TOKEN.replace("server", "node")
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-async def joined(folder: Path, **changed: str) -> World:
-    """Return the second node of a cluster whose founder serves."""
-    first = await founded(folder_of(folder, "first"))
-    world = make_world(folder_of(folder, "second"), own=1)
-    world.supervisor.entries.update(first.supervisor.entries)
-    for name, one in first.supervisor.secrets.items():
-        world.supervisor.give_secret(name, one["value"])
-    world.api.objects["second"] = node_object(1)
-    await world.turns(10, 4)
-    assert not changed
-    return world
-
-
-def folder_of(folder: Path, name: str) -> Path:
-    made = folder / name
-    made.mkdir()
-    return made
 
 
 async def test_a_founder_gets_its_engine(tmp_path: Path) -> None:
