@@ -138,8 +138,8 @@ class Cluster:
         return found
 
     def _resolves(self) -> bool:
-        words = ("-n", "kube-system", "get", "deployment", "coredns", "-o")
-        said = self.server.kubectl(*words, "jsonpath={.status.readyReplicas}", check=False)
+        words = ("-n", "kube-system", "get", "daemonset", "coredns", "-o")
+        said = self.server.kubectl(*words, "jsonpath={.status.numberReady}", check=False)
         return said.strip() == "2"
 
     # Kubernetes' own tests

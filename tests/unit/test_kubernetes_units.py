@@ -222,6 +222,20 @@ def test_flannel_starts_when_the_cluster_agent_says_so_and_may_only_change_the_n
     assert service["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
 
 
+def test_each_node_has_a_name_server_which_its_pods_ask() -> None:
+    text = (OVERLAY / "usr/share/skerry/manifests/coredns.yaml").read_text()
+    documents = {
+        match[1]: one
+        for one in text.split("\n---\n")
+        if (match := re.search(r"^kind: (\w+)$", one, re.MULTILINE))
+    }
+    selector = "\n    k8s-app: kube-dns\n"
+    assert "  selector:\n    matchLabels:\n      k8s-app: kube-dns\n" in documents["DaemonSet"]
+    assert f"  selector:{selector}" in documents["Service"]
+    assert "\n  trafficDistribution: PreferSameNode\n" in documents["Service"]
+    assert "Deployment" not in documents
+
+
 def test_who_may_make_pods_on_any_node_runs_on_servers_only() -> None:
     """Else the root of an agent's node takes the account's token, and is root on the servers."""
     for path in sorted((OVERLAY / "usr/share/skerry/manifests").glob("*.yaml")):

@@ -43,16 +43,16 @@ class Cluster:
         return [watch.status for watch in watches]
 
     def wait_ready(self) -> Documents:
-        """Wait until all nodes are Ready and cluster DNS serves."""
+        """Wait until all nodes are Ready, each with a name server of its own."""
 
         def done(seen: Documents) -> bool:
-            servers = [seen[index] for index in kube.servers(seen)]
-            dns = any(
-                name.startswith("coredns") for one in servers for name in kube.pods_ready(one)
+            names = set(self.names)
+            return any(
+                kube.nodes_ready(seen[index]) >= names and name_servers(seen[index]) >= names
+                for index in kube.servers(seen)
             )
-            return dns and any(kube.nodes_ready(one) >= set(self.names) for one in servers)
 
-        return self.wait("all nodes Ready, DNS serves", done)
+        return self.wait("all nodes Ready, DNS serves on each", done)
 
     def wait_pods(self, *, other_than: frozenset[str] = frozenset()) -> Documents:
         """Wait until the pod of each node is Ready, in a container that is none of these."""
@@ -87,6 +87,29 @@ class Cluster:
         bad = [one for one in checks if not one.good]
         assert checks
         assert not bad, "\n".join(" | ".join(row) for row in workload.rows(bad))
+
+
+def name_servers(document: dict[str, Any]) -> set[str]:
+    """Return the names of the nodes on which the cluster's DNS serves."""
+    ready = kube.pods_ready(document)
+    return {str(one["node"]) for name, one in ready.items() if name.startswith("coredns")}
+
+
+def look_up(machine: Machine, source: Target, name: str) -> str:
+    """Return what a pod is told of a name: its IPv4 addresses are in the text."""
+    argv = [workload.BUSYBOX, "nslookup", "-type=a", name]
+    inside = workload.inside(workload.pid_of(machine, source), argv)
+    return machine.run(inside, timeout=120).stdout
+
+
+def unit_pid(machine: Machine, unit: str) -> int:
+    """Return the process id of a unit's main process, 0 if there is none."""
+    return int(machine.run(["systemctl", "show", "-P", "MainPID", unit], check=True).stdout)
+
+
+def ipv4(pod: Target) -> str:
+    """Return a pod's IPv4 address."""
+    return next(address for address in pod.addresses if ":" not in address)
 
 
 def begin_pod_ping(machine: Machine, source: Target, address: str, *, count: int) -> Job:

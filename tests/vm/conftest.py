@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import pytest
 
 from image.artifacts import REPOSITORY, Artifacts
 from image.tools import ToolsRoot
-from qemu import accel, images, lab
+from qemu import accel, demo, images, lab, workload
 from qemu.errors import LabError
 from qemu.machine import Machine
 from qemu.spec import Accelerator, Arch, LanNic, MachineSpec
 from qemu.watch import NodeWatch, follow, peers_up
+from qemu.workload import Target
+from tests.vm.clusters import Cluster, Documents
+from tests.vm.remote import OperatorMachine, operator_machine
 
 BOOT_SECONDS = 600.0
 """A contended boot under TCG takes 40-90 s; the deadline says only that it hangs."""
@@ -130,6 +133,48 @@ def start_machine(make_machine: MachineMaker) -> MachineFactory:
         return machine
 
     return start
+
+
+# For modules with a fixture `cluster`, which calls `assembled`.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the operator has: the network's directory."""
+    return tmp_path_factory.mktemp("operator")
+
+
+@pytest.fixture(scope="module")
+def operator(folder: Path, cluster: Cluster) -> Iterator[OperatorMachine]:
+    guests = {machine.spec.name: machine for machine in cluster.machines}
+    with operator_machine(folder, guests) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def founded(cluster: Cluster) -> Documents:
+    """What is seen of the cluster once it is Ready."""
+    return cluster.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def server(cluster: Cluster, founded: Documents) -> Machine:
+    """The machine that is the server, as long as there is one."""
+    return cluster.machines[cluster.index_of_server(founded)]
+
+
+@pytest.fixture(scope="module")
+def pods(cluster: Cluster, server: Machine) -> list[Target]:
+    """A pod on each node, with a Service each."""
+    workload.create(server, cluster.names, workload.image_name(server))
+    return cluster.targets(cluster.wait_pods())
+
+
+def assembled(machines: Iterable[Machine]) -> Cluster:
+    """Wait until machines that were switched on see each other; return them as a cluster."""
+    nodes = list(machines)
+    wait_ready(nodes, peers=len(nodes) - 1)
+    return Cluster(tuple(nodes), tuple(str(demo.node_status(one)["name"]) for one in nodes))
 
 
 def keep_logs(machine: Machine, target: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,18 +23,21 @@ from tests.vm.clusters import (
     Documents,
     begin_pod_ping,
     datastore,
+    ipv4,
+    look_up,
     supervisor_view,
+    unit_pid,
 )
-from tests.vm.conftest import BOOT_SECONDS, MachineFactory, cluster_spec, wait_ready
-from tests.vm.remote import OperatorMachine, operator_machine
+from tests.vm.conftest import (
+    BOOT_SECONDS,
+    MachineFactory,
+    assembled,
+    cluster_spec,
+    wait_ready,
+)
+from tests.vm.remote import OperatorMachine
 
 pytestmark = pytest.mark.timeout(1500)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the operator has: the network's directory."""
-    return tmp_path_factory.mktemp("operator")
 
 
 @pytest.fixture(scope="module")
@@ -43,38 +45,12 @@ def cluster(
     start_machine: MachineFactory, x86_image: Artifacts, lan: Path, folder: Path
 ) -> Cluster:
     tokens = lab.make_tokens(2, folder, cluster=True)
-    machines = tuple(
-        start_machine(cluster_spec(f"node{number}", x86_image, lan, token))
-        for number, token in enumerate(tokens, start=1)
+    return assembled(
+        [
+            start_machine(cluster_spec(f"node{number}", x86_image, lan, token))
+            for number, token in enumerate(tokens, start=1)
+        ]
     )
-    wait_ready(list(machines), peers=1)
-    names = tuple(str(demo.node_status(machine)["name"]) for machine in machines)
-    return Cluster(machines, names)
-
-
-@pytest.fixture(scope="module")
-def founded(cluster: Cluster) -> Documents:
-    """What is seen of the cluster once it is Ready."""
-    return cluster.wait_ready()
-
-
-@pytest.fixture(scope="module")
-def pods(cluster: Cluster, founded: Documents) -> list[Target]:
-    """A pod on each node, with a Service each."""
-    server = cluster.machines[cluster.index_of_server(founded)]
-    workload.create(server, cluster.names, workload.image_name(server))
-    return cluster.targets(cluster.wait_pods())
-
-
-@pytest.fixture(scope="module")
-def operator(folder: Path, cluster: Cluster) -> Iterator[OperatorMachine]:
-    guests = {machine.spec.name: machine for machine in cluster.machines}
-    with operator_machine(folder, guests) as made:
-        yield made
-
-
-def unit_pid(machine: Machine, unit: str) -> int:
-    return int(machine.run(["systemctl", "show", "-P", "MainPID", unit], check=True).stdout)
 
 
 def test_one_is_the_server_and_the_other_its_agent(cluster: Cluster, founded: Documents) -> None:
@@ -127,6 +103,33 @@ def test_pods_reach_each_other_by_address_service_and_name(
     cluster.ask_each_other(pods)
 
 
+def test_names_need_no_way_to_the_other_node(cluster: Cluster, pods: list[Target]) -> None:
+    """A pod asks its own node's name server, for Services and for members."""
+    addresses = [demo.overlay_address(demo.node_status(one)) for one in cluster.machines]
+    for here, pod, other, node in zip(
+        cluster.machines, pods, reversed(pods), reversed(cluster.names), strict=True
+    ):
+        here.run(CUT_OFF, check=True)
+        try:
+            away = [workload.BUSYBOX, "ping", "-c", "2", "-W", "2", ipv4(other)]
+            inside = workload.inside(workload.pid_of(here, pod), away)
+            assert here.run(inside, timeout=120).exit_status != 0
+            assert other.service in look_up(here, pod, f"{other.name}.default.svc.cluster.local")
+            address = addresses[cluster.names.index(node)]
+            assert address in look_up(here, pod, f"{node}.skerry.internal")
+        finally:
+            here.run("nft delete table inet test-apart", check=True)
+
+
+CUT_OFF = """nft -f - <<'END'
+table inet test-apart {
+    chain before { type filter hook prerouting priority -400; iifname "skerry0" drop; }
+    chain after { type filter hook postrouting priority 400; oifname "skerry0" drop; }
+}
+END
+"""
+
+
 def test_there_is_one_encapsulation(cluster: Cluster, pods: list[Target]) -> None:
     assert pods
     for machine in cluster.machines:
@@ -139,8 +142,7 @@ def test_there_is_one_encapsulation(cluster: Cluster, pods: list[Target]) -> Non
 
 def other_address(pods: list[Target], machine: Machine, cluster: Cluster) -> str:
     """Return the IPv4 address of the pod on the other node."""
-    other = pods[1 - cluster.machines.index(machine)]
-    return next(address for address in other.addresses if ":" not in address)
+    return ipv4(pods[1 - cluster.machines.index(machine)])
 
 
 @pytest.mark.parametrize("unit", ["skerry.service", "skerry-cluster.service"])

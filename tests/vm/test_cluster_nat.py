@@ -27,9 +27,9 @@ from qemu.machine import Machine
 from qemu.spec import UserNic
 from qemu.watch import peers_up
 from qemu.workload import Target
-from tests.vm.clusters import SECONDS, Cluster, Documents, datastore, supervisor_view
-from tests.vm.conftest import MachineFactory, cluster_spec, wait_ready
-from tests.vm.remote import OperatorMachine, operator_machine
+from tests.vm.clusters import SECONDS, Cluster, datastore, supervisor_view
+from tests.vm.conftest import MachineFactory, assembled, cluster_spec
+from tests.vm.remote import OperatorMachine
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -56,12 +56,6 @@ def namespace() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the operator has: the network's directory."""
-    return tmp_path_factory.mktemp("operator")
-
-
-@pytest.fixture(scope="module")
 def cluster(
     namespace: Path,
     start_machine: MachineFactory,
@@ -75,15 +69,14 @@ def cluster(
         "public": UserNic(restrict=False, udp_forwards=((PUBLIC, PORT, PORT),)),
         "hidden": UserNic(restrict=False, network="10.0.3.0/24"),
     }
-    machines = tuple(
-        start_machine(
-            replace(cluster_spec(name, x86_image, lan, token), nics=(nic,), namespace=namespace)
-        )
-        for name, nic in nics.items()
+    return assembled(
+        [
+            start_machine(
+                replace(cluster_spec(name, x86_image, lan, token), nics=(nic,), namespace=namespace)
+            )
+            for name, nic in nics.items()
+        ]
     )
-    wait_ready(list(machines), peers=1)
-    names = tuple(str(demo.node_status(machine)["name"]) for machine in machines)
-    return Cluster(machines, names)
 
 
 def test_the_hidden_one_found_the_public_one_by_its_address(cluster: Cluster) -> None:
@@ -92,31 +85,6 @@ def test_the_hidden_one_found_the_public_one_by_its_address(cluster: Cluster) ->
     (peer,) = peers_up(demo.node_status(cluster.machines[0]))
     assert peer["endpoint"].partition(":")[0] == PUBLIC  # of the NAT, with a port that it chose
     assert peer["endpoint"] != f"{PUBLIC}:{PORT}"
-
-
-@pytest.fixture(scope="module")
-def founded(cluster: Cluster) -> Documents:
-    """What is seen of the cluster once it is Ready."""
-    return cluster.wait_ready()
-
-
-@pytest.fixture(scope="module")
-def server(cluster: Cluster, founded: Documents) -> Machine:
-    return cluster.machines[cluster.index_of_server(founded)]
-
-
-@pytest.fixture(scope="module")
-def pods(cluster: Cluster, server: Machine) -> list[Target]:
-    """A pod on each node, with a Service each."""
-    workload.create(server, cluster.names, workload.image_name(server))
-    return cluster.targets(cluster.wait_pods())
-
-
-@pytest.fixture(scope="module")
-def operator(folder: Path, cluster: Cluster) -> Iterator[OperatorMachine]:
-    guests = {machine.spec.name: machine for machine in cluster.machines}
-    with operator_machine(folder, guests) as made:
-        yield made
 
 
 def test_pods_reach_each_other_through_the_nat(cluster: Cluster, pods: list[Target]) -> None:
