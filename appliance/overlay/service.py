@@ -109,7 +109,6 @@ class Overlay:
         loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="overlay")
         self._monitor = links.open_monitor()
-        loop.add_reader(self._monitor, links.drain_monitor, self._monitor, self._links_changed)
         adopted = events.TunnelStats({})
         if self._vpn:
             adopted = _stats(await self._open_tunnel())
@@ -128,6 +127,8 @@ class Overlay:
         if self._vpn:
             self._open_inside()
         self._control.listen(loop, self._received, self._brain.core.guard.admits)
+        # What changed meanwhile waits in there: the brain is told nothing before it has begun.
+        loop.add_reader(self._monitor, links.drain_monitor, self._monitor, self._links_changed)
         self._settled()
         self._tasks.append(asyncio.create_task(self._perform_all()))
         if self._identity.network.settings.peers:
