@@ -27,12 +27,17 @@ from appliance.services.wishes import (
 EXPOSE, PROBE = "skerry/expose", "skerry/expose-probe"
 _SERVICE_LABEL = "kubernetes.io/service-name"
 _TEXT_MAX = 1024
+PROBLEMS_MAX = 32
 
 
 def desired_from(
     services: Iterable[Mapping[str, Any]],
 ) -> tuple[tuple[Exposure, ...], tuple[Problem, ...]]:
-    """Return what the Services (API objects) want to have exposed, and what can't be."""
+    """Return what the Services (API objects) want to have exposed, and what can't be.
+
+    Of two that want one name the first has it. At most `PROBLEMS_MAX` are said: whoever may
+    annotate a Service writes neither our log nor our memory full.
+    """
     found: dict[tuple[str, str], Exposure] = {}
     problems: list[Problem] = []
     for service in services:
@@ -43,9 +48,10 @@ def desired_from(
         for word in text[:_TEXT_MAX].split(","):
             try:
                 one = _exposure(service, where, word.strip())
-                if len(found) < MOST:
-                    found.setdefault((one.name, one.protocol), one)
+                _take(found, one)
             except ServiceError as error:
+                if len(problems) == PROBLEMS_MAX:
+                    break
                 problems.append(
                     Problem(
                         "service-annotation",
@@ -54,6 +60,15 @@ def desired_from(
                     )
                 )
     return tuple(found.values()), tuple(problems)
+
+
+def _take(found: dict[tuple[str, str], Exposure], one: Exposure) -> None:
+    taken = found.get((one.name, one.protocol))
+    if taken is not None and taken != one:
+        raise ServiceError(f"{one.name} ({one.protocol}) is that of {taken.to} already")
+    if taken is None and len(found) == MOST:
+        raise ServiceError(f"{MOST} services are exposed already, {one.name} is not")
+    found[one.name, one.protocol] = one
 
 
 def pods_of(

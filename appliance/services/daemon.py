@@ -23,8 +23,7 @@ from appliance.services import kernel, probes, wishes
 from appliance.services.errors import ServiceError
 from appliance.services.observing import Observed, observe
 from appliance.services.offers import BUCKET, LEASE_SECONDS, Offer
-from appliance.services.plan import Kubernetes, Plan, Way, plan, targets_of, wanted
-from appliance.services.probes import Question
+from appliance.services.plan import Kubernetes, Plan, Way, plan, questions_of, wanted
 from appliance.services.wishes import FILE_MAX, Exposure, Wishes
 from provisioning.files import FileError, read_small, write_all
 from skerry.errors import SkerryError
@@ -98,9 +97,7 @@ class Daemon:
         kubernetes = read_kubernetes_file(self.places.kubernetes)
         exposures, _ = wanted(self.wishes, kubernetes)
         questions = [
-            Question(target, one.protocol, one.probe)
-            for one in exposures
-            for target in targets_of(one, observed.network, kubernetes)
+            asked for one in exposures for asked in questions_of(one, observed.network, kubernetes)
         ]
         well = self.health.heard(probes.ask(questions))
         made = plan(self.wishes, observed.network, observed.offers, well, kubernetes)

@@ -72,6 +72,24 @@ class Kubernetes:
     pods: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether a target answers; a UDP one that need not is always well.
+
+    What answers in one protocol says nothing of the other at the same port.
+    """
+
+    target: Target
+    protocol: str
+    answers: bool = False
+
+
+def questions_of(one: Exposure, network: Network, kubernetes: Kubernetes) -> tuple[Question, ...]:
+    """Return what is to be asked before a service is offered as well."""
+    targets = targets_of(one, network, kubernetes)
+    return tuple(Question(at, one.protocol, one.probe) for at in targets)
+
+
 def targets_of(one: Exposure, network: Network, kubernetes: Kubernetes) -> tuple[Target, ...]:
     """Return where an exposed service is; none if nobody knows (yet)."""
     if one.to is None:
@@ -83,8 +101,12 @@ def targets_of(one: Exposure, network: Network, kubernetes: Kubernetes) -> tuple
 
 
 def wanted(wishes: Wishes, kubernetes: Kubernetes) -> tuple[tuple[Exposure, ...], list[Problem]]:
-    """Return all exposures; a person's goes before an annotation of the same name."""
+    """Return all exposures; a person's goes before an annotation of the same name or port.
+
+    What comes for a port of the node goes to one place: two names of that are one port's.
+    """
     found: dict[tuple[str, str], Exposure] = {}
+    at_port: dict[tuple[str, int], Exposure] = {}
     problems = []
     for one in (*wishes.exposures, *kubernetes.exposures):
         taken = found.setdefault((one.name, one.protocol), one)
@@ -97,6 +119,18 @@ def wanted(wishes: Wishes, kubernetes: Kubernetes) -> tuple[tuple[Exposure, ...]
                     "Give one of them another name.",
                 )
             )
+            continue
+        first = at_port.setdefault((one.protocol, one.port), one)
+        if first.to != one.to:
+            del found[one.name, one.protocol]
+            problems.append(
+                Problem(
+                    "service-port-taken",
+                    f"{one.name} ({one.protocol}) is not exposed: the node's port {one.port} is "
+                    f"that of {first.name} already",
+                    "Let one of them have another port.",
+                )
+            )
     return tuple(found.values()), problems
 
 
@@ -104,10 +138,10 @@ def plan(
     wishes: Wishes,
     network: Network,
     offers: Sequence[Offer],
-    well: Collection[Target],
+    well: Collection[Question],
     kubernetes: Kubernetes,
 ) -> Plan:
-    """Return what this node is to do. ``well``: the own targets that answer."""
+    """Return what this node is to do. ``well``: the own targets that answer, each as asked."""
     own = network.members.get(network.own)
     if own is None or own.ipv4 is None:
         return Plan((), ())
@@ -116,7 +150,9 @@ def plan(
     ways: list[Way] = []
     here: dict[tuple[str, str], tuple[tuple[str, int], ...]] = {}
     for one in exposures:
-        targets = [at for at in targets_of(one, network, kubernetes) if at in well]
+        targets = [
+            asked.target for asked in questions_of(one, network, kubernetes) if asked in well
+        ]
         made.append(Offer(one.name, one.protocol, network.own, one.port, bool(targets)))
         here[one.name, one.protocol] = tuple(sorted((at.host, at.port) for at in targets))
         if one.to is not None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from appliance.services.offers import Protocol
-from appliance.services.wishes import Target
+from appliance.services.plan import Question
 
 SECONDS = 1.0
 # One lost answer is none; two in a row are an outage.
@@ -16,29 +16,20 @@ MISSES = 2
 _AT_ONCE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A target to ask; a UDP one that need not answer is well as long as nobody refuses."""
-
-    target: Target
-    protocol: str
-    answers: bool = False
-
-
 @dataclass(slots=True)
 class Health:
-    """Which targets are well. Pure: fed with what came back."""
+    """What is well. Pure: fed with what came back."""
 
     _missed: dict[Question, int] = field(default_factory=dict)
 
-    def heard(self, answers: dict[Question, bool]) -> frozenset[Target]:
-        """Take note of one round; return the targets that are well."""
+    def heard(self, answers: dict[Question, bool]) -> frozenset[Question]:
+        """Take note of one round; return to whose questions all is well."""
         before = self._missed
         self._missed = {
             one: 0 if good else min(before.get(one, MISSES) + 1, MISSES)
             for one, good in answers.items()
         }
-        return frozenset(one.target for one, missed in self._missed.items() if missed < MISSES)
+        return frozenset(one for one, missed in self._missed.items() if missed < MISSES)
 
 
 def ask(questions: Iterable[Question]) -> dict[Question, bool]:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from appliance.ledger.said import Heard
 from appliance.services import offers, rules
-from appliance.services.annotations import desired_from, pods_of
+from appliance.services.annotations import PROBLEMS_MAX, desired_from, pods_of
 from appliance.services.errors import ServiceError
 from appliance.services.observing import read
 from appliance.services.offers import Offer, OfferValue, service_address
-from appliance.services.plan import Kubernetes, Network, Plan, plan
-from appliance.services.probes import Health, Question
+from appliance.services.plan import Kubernetes, Network, Plan, Question, plan, wanted
+from appliance.services.probes import Health
 from appliance.services.wishes import (
     Connection,
     Exposure,
@@ -87,7 +87,10 @@ def test_own_exposures_are_offered_as_well_as_they_are() -> None:
         ),
         (Connection("db", port=15432),),
     )
-    well = {Target("10.10.0.1", 80), Target("192.168.1.9", 5433)}
+    well = {
+        Question(Target("10.10.0.1", 80), "tcp"),
+        Question(Target("192.168.1.9", 5433), "tcp"),
+    }
     made = plan(wishes, HOME, [], well, NOTHING)
     assert {(one.name, one.healthy) for one in made.offers} == {
         ("web", True),
@@ -109,6 +112,30 @@ def test_a_person_goes_before_an_annotation() -> None:
     made = plan(Wishes((mine,)), HOME, [], (), theirs)
     assert [one.port for one in made.offers] == [5432]
     assert [one.code for one in made.problems] == ["service-exposed-twice"]
+
+
+def test_what_answers_in_one_protocol_says_nothing_of_the_other() -> None:
+    """A UDP service that nobody asks counts as up; the TCP one at the same port may be down."""
+    wishes = Wishes((Exposure("dns", "tcp", 53), Exposure("dns", "udp", 53)))
+    at = Target("10.10.0.1", 53)
+    well = Health().heard({Question(at, "tcp"): False, Question(at, "udp"): True})
+    made = plan(wishes, HOME, [], well, NOTHING)
+    assert {(one.protocol, one.healthy) for one in made.offers} == {("tcp", False), ("udp", True)}
+
+
+def test_a_port_of_the_node_is_one_services() -> None:
+    """Most Services have port 80: the second would be answered by the first one's pods."""
+    mine = Exposure("web", "tcp", 80)
+    theirs = Exposure("shop", "tcp", 80, "k8s:a/shop"), Exposure("bank", "tcp", 81, "k8s:b/bank")
+    later = Exposure("teller", "tcp", 81, "k8s:c/teller")
+    same = Exposure("money", "tcp", 81, "k8s:b/bank")
+    found, problems = wanted(Wishes((mine,)), Kubernetes((*theirs, later, same)))
+    assert [one.name for one in found] == ["web", "bank", "money"]
+    assert {one.code for one in problems} == {"service-port-taken"}
+    assert ["shop" in problems[0].message, "teller" in problems[1].message] == [True, True]
+    # Nor is it free for somebody again because of a name that is taken.
+    twice = Exposure("web", "tcp", 81, "k8s:d/x")
+    assert wanted(Wishes((mine,)), Kubernetes((twice, *theirs)))[0][1].to == "k8s:b/bank"
 
 
 def test_without_an_address_there_is_nothing_to_do() -> None:
@@ -192,8 +219,8 @@ def test_one_lost_answer_is_no_outage_two_are() -> None:
     health, one = Health(), Question(Target("10.0.0.1", 80), "tcp")
     # Unknown at first: not well before it has answered once.
     assert health.heard({one: False}) == set()
-    assert health.heard({one: True}) == {one.target}
-    assert health.heard({one: False}) == {one.target}
+    assert health.heard({one: True}) == {one}
+    assert health.heard({one: False}) == {one}
     assert health.heard({one: False}) == set()
     assert health.heard({}) == set()
 
@@ -327,6 +354,19 @@ def test_annotations_that_make_no_sense_are_said(wrong: dict[str, object]) -> No
     assert [one.code for one in problems] == ["service-annotation"]
 
 
+def test_a_name_is_one_services_and_what_is_too_much_is_said_but_not_for_ever() -> None:
+    found, problems = desired_from([service("web", "a", HTTP), service("two", "a", HTTP)])
+    assert [one.to for one in found] == ["k8s:shop/web:http"]
+    assert "a (tcp) is that of k8s:shop/web:http already" in problems[0].message
+    many = [service(f"s{number}", f"s{number}", HTTP) for number in range(65)]
+    found, problems = desired_from(many)
+    assert (len(found), len(problems)) == (64, 1)
+    assert "s64 is not" in problems[0].message
+    loud = [service(f"s{number}", ",".join("!" * 500), HTTP) for number in range(9)]
+    found, problems = desired_from([*loud, service("web", "web", HTTP)])
+    assert ([one.name for one in found], len(problems)) == (["web"], PROBLEMS_MAX)
+
+
 @pytest.mark.parametrize(
     "odd", [{}, {"metadata": 1}, service("web", 5, HTTP), service("../x", "a", HTTP)]
 )
@@ -355,7 +395,8 @@ def test_ready_pods_are_the_backends() -> None:
     pods = (Target("10.244.1.5", 8080), Target("10.244.2.6", 8080))
     assert found.pods == {"k8s:shop/web:http": pods}
     assert pods_of([Exposure("x", "tcp", 1, "10.0.0.1:1")], slices) == {}
-    made = plan(Wishes(), HOME, [], set(pods), found)
+    well = {Question(pod, "tcp") for pod in pods}
+    made = plan(Wishes(), HOME, [], well, found)
     assert made.offers == (Offer("web", "tcp", A, 80, healthy=True),)
     assert made.ways[0].targets == (("10.244.1.5", 8080), ("10.244.2.6", 8080))
 
