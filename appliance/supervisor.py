@@ -27,6 +27,7 @@ from appliance.api.secrets import secret_routes
 from appliance.api.server import ApiServer
 from appliance.config import SupervisorConfig
 from appliance.edge import OverlayEdge, OverlayFactory
+from appliance.enrolment import Enrolment
 from appliance.journal import Redactor
 from appliance.lifecycle import Lifecycle
 from appliance.names.service import Names, serve_names
@@ -41,21 +42,16 @@ from appliance.problem import (
     overlay_problem,
     room_problem,
 )
-from appliance.status import OverlayView, RefusedToken, Status, cluster_report, overlay_view
+from appliance.status import OverlayView, Status, cluster_report, overlay_view
 from appliance.store import Store
-from appliance.tokens import TokenWatch
-from provisioning.identity import Identity, IdentityError, IdentityStore
+from provisioning.identity import Identity
 from provisioning.keys import id_text
-from provisioning.names import is_name
-from provisioning.sources import Found
 from provisioning.token import Token
-from skerry.errors import SkerryError
 
 log = logging.getLogger(__name__)
 
 QUICK_TICK_SECONDS = 1.0
 TICK_SECONDS = 5.0
-RETRY_TOKEN_SECONDS = 30.0
 STUCK_SECONDS = 60.0
 LEAST_FREE = 8 * 1024 * 1024
 # Without these the network's end would run.
@@ -78,16 +74,13 @@ class Supervisor:
     ) -> None:
         self._config = config
         self._make_overlay = make_overlay
-        self._redactor = redactor
         self._notifier = notifier
         self._console = console
         self._wall_clock = wall_clock
         self._store = Store.open(config.database, clock=wall_clock)
-        self._identities = IdentityStore(config.identity_dir)
-        self._identity: Identity | None = None
-        self._tokens = TokenWatch(config)
-        self._in_hand: tuple[Token, Found | None] | None = None
-        self._failed_at = float("-inf")
+        self._enrolment = Enrolment(
+            config, redactor=redactor, wall_clock=wall_clock, tell=self._feed
+        )
         self._overlay: OverlayEdge | None = None
         self._names: Names | None = None
         self._release = machine.read_release()
@@ -107,7 +100,7 @@ class Supervisor:
         :raises OSError: the API's socket can't be made.
         """
         self._keep_watchdog_fed()
-        self._begin()
+        self._enrolment.load()
         await self._api.start()
         self._serving = True
         self._notifier.send(READY=1, STATUS=self._facts.state.value)
@@ -126,6 +119,10 @@ class Supervisor:
         """End :meth:`serve`."""
         self._stopping.set()
         self._awake.set()
+
+    @property
+    def _identity(self) -> Identity | None:
+        return self._enrolment.identity
 
     @property
     def waits_for_token(self) -> bool:
@@ -158,33 +155,12 @@ class Supervisor:
 
     # The life cycle
 
-    def _begin(self) -> None:
-        damage = None
-        try:
-            self._identity = self._identities.load()
-        except IdentityError as error:
-            damage = self._damage(error)
-        for notice in self._identities.notices:
-            log.info("identity: %s", notice)
-        if self._identity is not None:
-            self._keep_secret(self._identity)
-        self._feed(lifecycle.Begun(self._identity is not None, damage))
-
-    def _damage(self, error: IdentityError) -> Problem:
-        """Say whether the identity is gone, or must not be replaced."""
-        code = "identity-lost"
-        try:
-            self._identities.load()
-        except IdentityError:
-            code = "identity-unusable"
-        return Problem(code, str(error), error.hint or "")
-
     def _feed(self, event: lifecycle.Event) -> None:
         self._facts, actions = lifecycle.step(self._facts, event, time.monotonic())
         for action in actions:
             match action:
                 case lifecycle.MakeIdentity():
-                    self._start_job(self._make_identity())
+                    self._start_job(self._enrolment.make())
                 case lifecycle.StartOverlay():
                     self._start_job(self._start_overlay())
                 case lifecycle.Report():
@@ -221,9 +197,9 @@ class Supervisor:
         self._feed(lifecycle.Found("clock", self._clock_problems(met)))
         self._feed(lifecycle.Tick(met))
         if self._facts.wants_token:
-            self._look_for_token()
-        elif self._identity is not None:
-            self._tokens.ignore(f"{self._name} of {self._identity.network.name}")
+            self._enrolment.look()
+        else:
+            self._enrolment.ignore(self._name)
 
     def _disk_problems(self, stored: Sequence[Problem]) -> tuple[Problem, ...]:
         if any(problem.code == "disk-full" for problem in stored):
@@ -238,61 +214,6 @@ class Supervisor:
             floor = max(floor, self._identity.time_floor)
         problem = clock_problem(self._wall_clock(), floor, members=met > 0)
         return (problem,) if problem else ()
-
-    def _look_for_token(self) -> None:
-        if time.monotonic() - self._failed_at < RETRY_TOKEN_SECONDS:
-            return
-        found = self._tokens.search(self._wall_clock())
-        if found is not None:
-            log.info(
-                "token taken from %s",
-                found.where,
-                extra={"skerry_source": found.source_name, "skerry_where": found.where},
-            )
-            self._take(found.token, found)
-
-    def _take(self, token: Token, found: Found | None) -> None:
-        self._in_hand = (token, found)
-        self._redactor.hide(token.grant_seed)
-        self._feed(lifecycle.TokenAccepted(found.source_name if found else "api"))
-
-    async def _make_identity(self) -> None:
-        assert self._in_hand is not None  # noqa: S101 - MakeIdentity follows TokenAccepted only
-        token, found = self._in_hand
-        self._in_hand = None
-        try:
-            # Writing waits for the disk; the event loop does not.
-            identity = await asyncio.to_thread(
-                self._identities.create, token, name=self._wanted_name(), now=self._wall_clock()
-            )
-        except SkerryError as error:
-            self._failed_at = time.monotonic()
-            problem = Problem("identity-not-made", str(error), error.hint or "")
-            self._feed(lifecycle.IdentityFailed(problem))
-            return
-        self._keep_secret(identity)
-        self._identity = identity
-        if found is not None:
-            self._tokens.used(found)
-        log.info(
-            "this node is %s (%s) of network %s",
-            identity.name,
-            identity.id_text,
-            identity.network.name,
-            extra={"skerry_node": identity.id_text, "skerry_network": identity.network.name},
-        )
-        self._feed(lifecycle.IdentityMade())
-
-    def _wanted_name(self) -> str | None:
-        """Return the name that the operator gave the node, if any: option or credential."""
-        name = self._config.name
-        if name is None and self._config.credentials is not None:
-            with suppress(OSError, UnicodeDecodeError):
-                name = (self._config.credentials / "skerry.name").read_text()[:256].strip()
-        if name and not is_name(name):
-            log.warning("%r can't be the name of a node; it gets one of its own", name)
-            return None
-        return name or None
 
     async def _start_overlay(self) -> None:
         identity = self._identity
@@ -381,10 +302,7 @@ class Supervisor:
             ledger=self._overlay.ledger() if self._overlay else None,
             told=self._overlay.told() if self._overlay else (),
             cluster=cluster_report(self._config.cluster_status),
-            refused_tokens=tuple(
-                RefusedToken(one.where, str(one.error), one.error.hint or "")
-                for one in self._tokens.rejected
-            ),
+            refused_tokens=self._enrolment.refused(),
         )
 
     def _overlay_view(self) -> OverlayView | None:
@@ -408,7 +326,7 @@ class Supervisor:
         token = Token.parse(request.body)
         token.check_time(self._wall_clock())
         log.info("token handed over through the local API", extra={"skerry_source": "api"})
-        self._take(token, None)
+        self._enrolment.take(token, None)
         await asyncio.wait(self._jobs)  # goes on if the client leaves
         identity = self._identity
         if identity is None:
@@ -439,10 +357,6 @@ class Supervisor:
         )
 
     # Plumbing
-
-    def _keep_secret(self, identity: Identity) -> None:
-        self._redactor.hide(identity.wg_private)
-        self._redactor.hide(identity.network.otp_seed)
 
     def _start_job(self, work: object) -> None:
         assert asyncio.iscoroutine(work)  # noqa: S101

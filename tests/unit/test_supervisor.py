@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from appliance import enrolment
 from appliance import supervisor as supervisor_module
 from appliance.api.client import ApiError, call
 from appliance.config import SupervisorConfig
@@ -72,7 +73,7 @@ def anyio_backend() -> object:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor_module, "QUICK_TICK_SECONDS", 0.002)
     monkeypatch.setattr(supervisor_module, "TICK_SECONDS", 0.002)
-    monkeypatch.setattr(supervisor_module, "RETRY_TOKEN_SECONDS", 0.01)
+    monkeypatch.setattr(enrolment, "RETRY_TOKEN_SECONDS", 0.01)
     monkeypatch.setattr("appliance.lifecycle.RETRY_SECONDS", (0.01,))
     monkeypatch.setattr("appliance.machine.image_epoch", lambda: 0.0)
 
@@ -313,7 +314,7 @@ async def test_an_identity_that_can_not_be_written_is_tried_again(
         with monkeypatch.context() as patch:
             patch.setattr("provisioning.identity.write_all", full)
             # Not again while the one that comes by the API is looked at.
-            patch.setattr(supervisor_module, "RETRY_TOKEN_SECONDS", 30.0)
+            patch.setattr(enrolment, "RETRY_TOKEN_SECONDS", 30.0)
             hand_over(config, "a.token", token_text())
             await lab.until(lambda: "identity-not-made" in lab.reasons())
             with pytest.raises(ApiError, match="No space left") as caught:
