@@ -18,13 +18,27 @@ from pathlib import Path
 
 from image.artifacts import cache_directory
 from image.errors import BuildError
-from image.golang import MODULES, Program, build
+from image.golang import MODULES, Program, Replacement, build
 from image.tools import locked
 from skerry import console
 
 # Where a release's files are; `$K3S_RELEASES` names another place, such as a folder's file: URL.
 RELEASES = "https://github.com/k3s-io/k3s/releases/download"
 _PROGRAM = {"amd64": "k3s", "arm64": "k3s-arm64"}
+# The kubelet announces itself and its CSI drivers through a variable of upstream's CSI plugin, one
+# for the whole process. The controller manager would put its own there, which knows no Node, when
+# it starts or comes to lead, whatever started first. What upstream does next in that function it
+# does for the kubelet only, which it tells by the same interface.
+_SET_NODE_INFO = (
+    "\tnim = nodeinfomanager.NewNodeInfoManager(host.GetNodeName(), host, migratedPlugins)\n"
+)
+ONE_PROCESS = Replacement(
+    "k8s.io/kubernetes",
+    "pkg/volume/csi/csi_plugin.go",
+    _SET_NODE_INFO,
+    "\t// Changed by Skerry, 2026: set for the kubelet only.\n"
+    f"\tif _, ok := host.(volume.KubeletVolumeHost); ok {{\n\t{_SET_NODE_INFO}\t}}\n",
+)
 _CHUNK = 1 << 20
 
 
@@ -44,7 +58,13 @@ def own_program() -> Program:
     stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
     flags = [f"-X {package}.{name}={text}" for package in packages for name, text in stamps.items()]
-    return Program("engine", "./cmd/skerry-engine", "skerry-engine", ldflags=tuple(flags))
+    return Program(
+        "engine",
+        "./cmd/skerry-engine",
+        "skerry-engine",
+        ldflags=tuple(flags),
+        replacements=(ONE_PROCESS,),
+    )
 
 
 def kind(environment: Mapping[str, str] | None = None) -> str:

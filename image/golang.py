@@ -7,7 +7,7 @@ A program is a package of `image/FOLDER`, ours or of what it depends on::
 Compiled packages and modules are kept in one place for all of them (`$SKERRY_CACHE/go`), finished
 programs under the hash of everything that went into them. By hand::
 
-    python -m image.golang engine ./cmd/skerry-engine skerry-engine arm64
+    python -m image.golang cni ./cmd/skerry-cni skerry-cni arm64
 """
 
 from __future__ import annotations
@@ -42,6 +42,20 @@ _KEPT = 6
 
 
 @dataclass(frozen=True, slots=True)
+class Replacement:
+    """A place of a module's ``file`` that reads otherwise in one program.
+
+    The pinned file has ``old`` exactly once, or the build fails: who takes another version of the
+    module has to look at the place again.
+    """
+
+    module: str
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """One program to build.
 
@@ -49,6 +63,7 @@ class Program:
     of its dependencies (a whole import path). ``name``: what the file is called. ``ldflags`` are
     added to ours. ``test``: the package's test binary, as ``go test -c`` makes it. ``additions``:
     pairs of a module and a folder beside go.mod, whose files are new in that module for this build.
+    ``replacements``: what reads otherwise in a module for this build.
     """
 
     folder: str
@@ -58,11 +73,18 @@ class Program:
     ldflags: tuple[str, ...] = ()
     test: bool = False
     additions: tuple[tuple[str, str], ...] = ()
+    replacements: tuple[Replacement, ...] = ()
 
     @property
     def source(self) -> Path:
         """The folder of the module."""
         return MODULES / self.folder
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The modules that this program has with changes."""
+        found = [module for module, _ in self.additions]
+        return tuple(dict.fromkeys([*found, *(one.module for one in self.replacements)]))
 
 
 def build(program: Program, architecture: str) -> Path:
@@ -181,11 +203,35 @@ def _input_hash(program: Program, architecture: str, toolchain: _Toolchain) -> s
     digest = hashlib.sha256(
         repr((program, architecture, toolchain.version, _FLAGS, _LINK)).encode()
     )
-    for path in sorted(program.source.rglob("*")):
-        if path.is_file() and not path.name.endswith("_test.go"):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(program.source)} {content}\n".encode())
+    for path in sorted(_inputs(program)):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(program.source)} {content}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _inputs(program: Program) -> set[Path]:
+    """Return the files of the program's own folder that can change it.
+
+    A package of a dependency has no code of the folder, but for what is added to its modules or
+    takes the place of one. Of ours, nothing comes from other programs: no package imports a main.
+    """
+    source = program.source
+    found = {source / "go.mod", source / "go.sum"}
+    if program.package.startswith("./"):
+        apart, own = source / "cmd", source / program.package
+        found |= {
+            path
+            for path in source.rglob("*")
+            if not path.is_relative_to(apart) or path.is_relative_to(own)
+        }
+    else:
+        standing_in = re.findall(r"=> \./(\S+)", (source / "go.mod").read_text())
+        for folder in (*standing_in, *(folder for _, folder in program.additions)):
+            found |= set((source / folder).rglob("*"))
+    tested = program.test and program.package.startswith("./")
+    return {
+        path for path in found if path.is_file() and (tested or not path.name.endswith("_test.go"))
+    }
 
 
 def _build(program: Program, architecture: str, toolchain: _Toolchain, finished: Path) -> None:
@@ -206,8 +252,8 @@ def _build(program: Program, architecture: str, toolchain: _Toolchain, finished:
     with tempfile.TemporaryDirectory(dir=finished.parent.parent) as scratch:
         made = Path(scratch) / program.name
         source = program.source
-        if program.additions:
-            source = _with_additions(program, toolchain, Path(scratch))
+        if program.changed:
+            source = _with_changes(program, toolchain, Path(scratch))
         words = ["test", "-c"] if program.test else ["build", "-v"]
         words += [*_FLAGS, f"-ldflags={' '.join((*_LINK, *program.ldflags))}"]
         words += [f"-tags={','.join(program.tags)}"] if program.tags else []
@@ -225,14 +271,17 @@ def _build(program: Program, architecture: str, toolchain: _Toolchain, finished:
         made.replace(finished)
 
 
-def _with_additions(program: Program, toolchain: _Toolchain, scratch: Path) -> Path:
-    """Return a copy of the program's module that takes copies of the modules with additions."""
+def _with_changes(program: Program, toolchain: _Toolchain, scratch: Path) -> Path:
+    """Return a copy of the program's module that takes changed copies of modules.
+
+    Copies, since Go's own ``-overlay`` refuses what stands in place of a file of its module cache.
+    """
     main = scratch / "main"
     shutil.copytree(program.source, main)
     with (main / "go.mod").open("a") as file:
-        for number, (module, folder) in enumerate(program.additions):
+        for number, module in enumerate(program.changed):
             # A relative path, always the same: it stands in the program's build information.
-            copy = main / f"with-additions-{number}"
+            copy = main / f"changed-{number}"
             fetch = [*toolchain.command(program.source), "mod", "download", "-json", module]
             said = run(
                 fetch,
@@ -241,15 +290,33 @@ def _with_additions(program: Program, toolchain: _Toolchain, scratch: Path) -> P
                 hint="the Go module proxy must be reachable the first time",
             )
             shutil.copytree(json.loads(said)["Dir"], copy)
-            for path in sorted((main / folder).rglob("*")):
-                if path.is_file():
-                    target = copy / path.relative_to(main / folder)
-                    if target.exists():
-                        raise BuildError(f"{path} would change a file of {module}")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, target)
+            for folder in (folder for name, folder in program.additions if name == module):
+                _add(main / folder, copy, module)
+            for one in (one for one in program.replacements if one.module == module):
+                _replace(one, copy)
             file.write(f"\nreplace {module} => ./{copy.name}\n")
     return main
+
+
+def _add(folder: Path, copy: Path, module: str) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            target = copy / path.relative_to(folder)
+            if target.exists():
+                raise BuildError(f"{path} would change a file of {module}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _replace(one: Replacement, copy: Path) -> None:
+    path = copy / one.file
+    text = path.read_text() if path.is_file() else ""
+    if (places := text.count(one.old)) != 1:
+        raise BuildError(
+            f"{one.module}: {one.file} has {places} places that read {one.old.strip()!r}, not one",
+            hint="look at what that place is in the pinned version, and change the Replacement",
+        )
+    path.write_text(text.replace(one.old, one.new))
 
 
 if __name__ == "__main__":
