@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,8 @@ from image import (
     debs,
     disk,
     grub,
-    initrd,
     kubernetes,
     layout,
-    lock,
     manifest,
     packages,
     payload,
@@ -36,11 +34,11 @@ from image.errors import BuildError
 from image.keys import SigningKeys
 from image.lock import Decision, Package, Use
 from image.payload import Release
+from image.slot import COMPRESSION, SCRIPTS, Sealed, Slot, read_verity, remove
 from image.source import BASE_EPOCH, source_commit, source_epoch
 from image.tools import ToolsRoot, locked
 from skerry import console
 
-COMPRESSION = "lz4hc,level=9"
 # Tools whose output ends up in an image: they belong to the inputs.
 TOOLS = (
     "cryptsetup-bin",
@@ -52,10 +50,9 @@ TOOLS = (
     "zstd",
 )
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~-]{0,63}")
-_SCRIPTS = Path(__file__).parent / "scripts"
 _KEPT_ROOTS = 8
 # Of this folder what makes an image; Go modules count by the programs that come out of them.
-_SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parent / "initrd", _SCRIPTS)
+_SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parent / "initrd", SCRIPTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +66,6 @@ class Wanted:
     output: Path | None = None
     fresh: bool = False
     kubernetes: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """A finished slot, in the cache: root and boot partition, and what opens the root."""
-
-    directory: Path
-    release: Release
-    verity: grub.Verity
-    epoch: int
-    go: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def root(self) -> Path:
-        """The root partition's content."""
-        return self.directory / "root.img"
-
-    @property
-    def boot(self) -> Path:
-        """The boot partition's content."""
-        return self.directory / "boot.img"
 
 
 class Builder:
@@ -144,7 +120,7 @@ class Builder:
         key = _key(
             self.architecture,
             [package.sha256 for package in self._of(Use.INSTALL)],
-            (_SCRIPTS / "base.sh").read_text(),
+            (SCRIPTS / "base.sh").read_text(),
         )
         path = cache_directory() / f"base-{self.architecture}-{key}.tar"
         with locked(path.with_suffix(".lock"), waiting_for="the Debian root"):
@@ -230,115 +206,33 @@ class Builder:
         with locked(path.with_suffix(".lock"), waiting_for="the same image"):
             if self.wanted.fresh or not (path / "slot.json").exists():
                 aside = path.with_suffix(".new")
-                self._remove(aside)
+                remove(self.tools, aside)
                 aside.mkdir(parents=True)
-                self._seal(aside, base, fetched, wheels, parts, release)
-                self._remove(path)
+                Slot(
+                    self.board,
+                    release,
+                    self.tools,
+                    self.log,
+                    self.epoch,
+                    base,
+                    fetched,
+                    wheels,
+                    self.wanted.keys.keyring.read_text(),
+                    parts,
+                    self.wanted.overlays,
+                ).seal(aside)
+                remove(self.tools, path)
                 aside.rename(path)
             os.utime(path)
         self._prune_slots()
-        verity = grub.Verity(**json.loads((path / "slot.json").read_text()))
         modules = kubernetes.go_modules(parts, self.log) if parts else ()
-        return Sealed(path, release, verity, self.epoch, modules)
-
-    def _remove(self, path: Path) -> None:
-        if path.exists():
-            self.tools.run(["rm", "-rf", "--one-file-system", str(path)])
+        return Sealed(path, release, read_verity(path), self.epoch, modules)
 
     def _prune_slots(self) -> None:
         slots = [path for path in cache_directory().glob("slot-*") if path.is_dir()]
         for path in sorted(slots, key=lambda item: item.stat().st_mtime)[:-_KEPT_ROOTS]:
             if path.suffix != ".new":
-                self._remove(path)
-
-    def _seal(
-        self,
-        work: Path,
-        base: Path,
-        fetched: Path,
-        wheels: Path,
-        parts: kubernetes.Parts | None,
-        release: Release,
-    ) -> None:
-        tree, files = work / "tree", work / "files"
-        with console.step(f"root file system of {self.board.name} {release.version}"):
-            files.mkdir()
-            payload.compose(
-                files,
-                board=self.board,
-                release=release,
-                wheels_directory=wheels,
-                keyring=self.wanted.keys.keyring.read_text(),
-                parts=parts,
-                overlays=self.wanted.overlays,
-            )
-            self._script(
-                "root.sh",
-                BASE=base,
-                FILES=files,
-                TREE=tree,
-                EDITENV=fetched / "grub-common/usr/bin/grub-editenv",
-                STATUS=work / "status",
-                KERNEL=work / "vmlinuz",
-            )
-        with console.step("sealed root (erofs, dm-verity)"):
-            salt = hashlib.sha256(f"skerry verity salt {release.build_id}".encode()).hexdigest()
-            said = self._script(
-                "seal.sh",
-                TREE=tree,
-                OUTPUT=work / "root.img",
-                EPOCH=self.epoch,
-                UUID=layout.identifier("root file system"),
-                SALT=salt,
-                COMPRESSION=COMPRESSION,
-            )
-            blocks, root_hash = said.strip().splitlines()[-1].split()
-            verity = grub.Verity(root_hash, salt, int(blocks))
-        with console.step("boot partition (kernel, initrd)"):
-            self._boot_image(work, tree, fetched, release, verity)
-        for name in ("root.img.tree", "root.img.roothash", "initrd.cpio"):
-            (work / name).unlink()
-        self._remove(tree)
-        self._remove(files)
-        (work / "slot.json").write_text(
-            json.dumps({"root_hash": root_hash, "salt": salt, "blocks": int(blocks)}) + "\n"
-        )
-
-    def _boot_image(
-        self, work: Path, tree: Path, fetched: Path, release: Release, verity: grub.Verity
-    ) -> None:
-        archive = initrd.build(
-            tree,
-            busybox=fetched / "busybox-static/usr/bin/busybox",
-            extra_modules=self.board.kernel.initrd_modules,
-        )
-        raw = work / "initrd.cpio"
-        raw.write_bytes(archive)
-        packed = work / "initrd"
-        self.tools.run(
-            ["zstd", "-q", "-f", "-12", "-T1", str(raw), "-o", str(packed)], log=self.log
-        )
-        contents = {
-            "vmlinuz": (work / "vmlinuz").read_bytes(),
-            "initrd": packed.read_bytes(),
-            "slot.cfg": grub.slot_configuration(self.board, release.version, verity).encode(),
-        }
-        contents |= boards_files.device_tree(self.board, tree)
-        disk.fat_image(
-            self.tools,
-            work / "boot.img",
-            size=disk.BOOT_IMAGE_SIZE,
-            label="SKERRYBOOT",
-            files=contents,
-            epoch=self.epoch,
-            fat=16,
-        )
-
-    def _script(self, name: str, **variables: object) -> str:
-        environment = {key: str(value) for key, value in variables.items()}
-        return self.tools.run(
-            ["sh", "-eu", str(_SCRIPTS / name)], log=self.log, environment=environment
-        )
+                remove(self.tools, path)
 
     def disk(self, sealed: Sealed) -> Artifacts:
         """Write the disk image, the slot's images, the manifest and the parts list."""
@@ -474,26 +368,3 @@ def image(wanted: Wanted) -> Artifacts:
     """Build a board's disk image and everything that goes with it."""
     builder = Builder(wanted)
     return builder.disk(builder.sealed())
-
-
-def refresh_lock(architecture: str, log: Path) -> tuple[Path, Sequence[lock.Drift]]:
-    """Make the lock of an architecture anew from the archive; return its place and what changed."""
-    from image.board import Architecture
-
-    chosen = Architecture(architecture)
-    request = packages.request(chosen)
-    tools = ToolsRoot.ensure()
-    with (
-        locked(cache_directory() / f"debs-{architecture}.lock", waiting_for="the package store"),
-        debs.open_archive(tools, request, log) as archive,
-    ):
-        offers = archive.offers()
-        archive.fill(debs.Store(), offers)
-    fresh = lock.Lock(
-        architecture, request.fingerprint, tuple(sorted(package for package, _ in offers))
-    )
-    old = debs.read_lock(chosen)
-    path = debs.lock_path(chosen)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(lock.render(fresh))
-    return path, lock.drift(old.packages if old else (), fresh.packages)

@@ -10,7 +10,8 @@ from pathlib import Path
 from image import manifest
 from image.artifacts import Artifacts, cache_directory
 from image.board import Board
-from image.build import Builder, Sealed, Wanted, show_sizes
+from image.build import Builder, Wanted, show_sizes
+from image.slot import Sealed
 from skerry import console
 
 ROOT_IMAGE, BOOT_IMAGE = "root.img", "boot.img"

@@ -123,7 +123,7 @@ def _wanted(arguments: argparse.Namespace, *, output: Path | None) -> Wanted:
 def _lock(arguments: argparse.Namespace) -> None:
     from image.artifacts import cache_directory
     from image.board import Architecture
-    from image.build import refresh_lock
+    from image.debs import refresh_lock
 
     names = arguments.architecture or [item.value for item in Architecture]
     for name in [_architecture(name).value for name in names]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from image import lock as locks
+from image import packages
 from image.artifacts import REPOSITORY, cache_directory
 from image.board import Architecture
 from image.errors import BuildError, LockError
 from image.lock import Package, Use
 from image.packages import Request
-from image.tools import ToolsRoot, mirror_arguments
+from image.tools import ToolsRoot, locked, mirror_arguments
 
 _RESOLVED = re.compile(r"^'[^']+' ([a-z0-9][a-z0-9+.-]+)_\S+\.deb \d+", re.MULTILINE)
 _OFFER = re.compile(r"'[^']+' (\S+)_(\S+)_(\S+)\.deb (\d+) SHA256:([0-9a-f]{64})")
@@ -235,3 +236,24 @@ def make_base(
 
 
 _SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def refresh_lock(architecture: str, log: Path) -> tuple[Path, Sequence[locks.Drift]]:
+    """Make the lock of an architecture anew from the archive; return its place and what changed."""
+    chosen = Architecture(architecture)
+    request = packages.request(chosen)
+    tools = ToolsRoot.ensure()
+    with (
+        locked(cache_directory() / f"debs-{architecture}.lock", waiting_for="the package store"),
+        open_archive(tools, request, log) as archive,
+    ):
+        offers = archive.offers()
+        archive.fill(Store(), offers)
+    fresh = locks.Lock(
+        architecture, request.fingerprint, tuple(sorted(package for package, _ in offers))
+    )
+    old = read_lock(chosen)
+    path = lock_path(chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(locks.render(fresh))
+    return path, locks.drift(old.packages if old else (), fresh.packages)

@@ -12,12 +12,12 @@ import pytest
 
 from image import board, grub, layout, payload
 from image.artifacts import Artifacts
-from image.build import Sealed
 from image.bundle import rauc_manifest
 from image.disk import copy_sparse, replace
 from image.errors import BuildError
 from image.layout import MIB
 from image.payload import Release
+from image.slot import Sealed
 
 NODE = board.load("x86_64")
 RELEASE = Release("1.2.3", "x86_64", "0123456789abcdef", "c0ffee")
