@@ -42,6 +42,9 @@ def register(subparsers: Actions) -> None:
         help="where the API is reached from this machine (default: as the server says)",
     )
     config.add_argument(
+        "--cluster", metavar="NAME", help="of several on one overlay ('': that without a name)"
+    )
+    config.add_argument(
         "--network", help="directory or name of the network (default: the only one)"
     )
     config.add_argument(

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.kubernetes import files
@@ -15,17 +16,23 @@ from appliance.kubernetes.config import bracketed
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.kubeconfig import FILE_MAX, Kubeconfig, kubeconfig_text, read_kubeconfig
 from appliance.kubernetes.places import API_PORT, Places
+from appliance.ledger.entry import Entry
+from provisioning.clusters import cluster_of
+from provisioning.keys import id_text
+from provisioning.membership import Member
 from skerry import console
 from skerry.errors import UsageError
 
 _KIND = "kubeconfig"
+_SERVING = frozenset({"server", "auto"})
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?")
 
 
 def fetch(arguments: argparse.Namespace, places: Places | None = None) -> int:
     """Print or write the kubeconfig."""
     path = (places or Places()).kubeconfig
-    here = arguments.network is None and arguments.via is None and _is_there(path)
+    asked = (arguments.network, arguments.via, arguments.cluster)
+    here = asked == (None, None, None) and _is_there(path)
     name, found = _here(path) if here else _by_root_key(arguments)
     if arguments.server is not None:
         url = server_url_of(arguments.server)
@@ -85,22 +92,53 @@ def _here(path: Path) -> tuple[str, Kubeconfig]:
 def _by_root_key(arguments: argparse.Namespace) -> tuple[str, Kubeconfig]:
     from appliance.operator.shared import now_ms, working
     from appliance.operator.snapshot import fetch_snapshot
-    from provisioning.keys import id_text
 
     with working(arguments) as work:
         if isinstance(work.publisher, Exception):
             raise work.publisher
         network = work.root.network
         snapshot = fetch_snapshot(work.directory, network, work.publisher, now_ms())
-        sealed: list[tuple[str, bytes]] = []
-        for entry in sorted(
-            snapshot.replica.entries("cluster", now_ms()), key=lambda one: one.stamp, reverse=True
-        ):
-            member = snapshot.replica.directory.member(entry.owner)
-            if member is not None and entry.key == f"{id_text(entry.owner)}/{_KIND}":
-                sealed.append((member.name, entry.value))
+        entries = snapshot.replica.entries("cluster", now_ms())
+        left = left_by_servers(entries, snapshot.replica.directory)
+        cluster = which_cluster(left, arguments.cluster)
+        sealed = [(one.server, one.value) for one in left if one.cluster == cluster]
         found = opened(work.root.seed, network.network_id, sealed)
-    return network.name, one_cluster(found, network.name)
+    name = f"{network.name}-{cluster}" if cluster else network.name
+    return name, one_cluster(found, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a server of a cluster left for the operator."""
+
+    server: str
+    cluster: str
+    value: bytes
+
+
+def left_by_servers(entries: Iterable[Entry], members: Iterable[Member]) -> tuple[Sealed, ...]:
+    """Return what members left that may be servers, the latest first.
+
+    Anybody can seal something to the root key: one that is not trusted with the cluster would lead
+    the operator to an API of its own, or keep him from all of them.
+    """
+    known = {one.node_id: one for one in members if not _SERVING.isdisjoint(one.roles)}
+    return tuple(
+        Sealed(known[one.owner].name, cluster_of(known[one.owner].labels), one.value)
+        for one in sorted(entries, key=lambda one: one.stamp, reverse=True)
+        if one.owner in known and one.key == f"{id_text(one.owner)}/{_KIND}"
+    )
+
+
+def which_cluster(left: Iterable[Sealed], asked: str | None) -> str:
+    """Return the cluster that is meant. Raises UsageError if there are several and none is said."""
+    there = sorted({one.cluster for one in left})
+    if asked is not None:
+        return asked
+    if len(there) > 1:
+        listed = ", ".join(one or "'' (that without a name)" for one in there)
+        raise UsageError(f"this network has the clusters {listed}", hint="say --cluster NAME")
+    return there[0] if there else ""
 
 
 def opened(

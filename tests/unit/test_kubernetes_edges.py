@@ -15,7 +15,14 @@ import pytest
 from appliance.kubernetes import asking, credentials, files, manifests
 from appliance.kubernetes.asking import AwayError, Supervisor
 from appliance.kubernetes.errors import KubernetesError, SupervisorError
-from appliance.kubernetes.fetching import one_cluster, opened, server_url_of
+from appliance.kubernetes.fetching import (
+    Sealed,
+    left_by_servers,
+    one_cluster,
+    opened,
+    server_url_of,
+    which_cluster,
+)
 from appliance.kubernetes.files import FileTroubleError
 from appliance.kubernetes.kubeconfig import (
     Kubeconfig,
@@ -26,7 +33,11 @@ from appliance.kubernetes.kubeconfig import (
 )
 from appliance.kubernetes.operator_box import open_as_operator, seal_for_operator
 from appliance.kubernetes.status_words import show, words
+from appliance.ledger.entry import Entry
 from appliance.ledger.secrets import check_name
+from provisioning.clusters import CLUSTER_LABEL
+from provisioning.keys import id_text
+from provisioning.membership import Member
 from skerry.errors import UsageError
 from tests.fakes.cluster_world import ADMIN, KEY, NETWORK, PEM, ROOT, SEED, SERVER_TOKEN
 
@@ -182,6 +193,44 @@ def test_servers_that_disagree_on_the_authority_are_named() -> None:
         one_cluster({"b": ADMIN, "a": other}, "home")
     with pytest.raises(KubernetesError, match="no server"):
         one_cluster({}, "home")
+
+
+def member_of(number: int, role: str, cluster: str = "") -> Member:
+    return Member(
+        bytes([number]) * 16,
+        bytes(32),
+        bytes(32),
+        f"n{number}",
+        frozenset({role}),
+        {CLUSTER_LABEL: cluster} if cluster else {},
+        bytes(16),
+        None,
+        0,
+    )
+
+
+def left_by(number: int, stamp: int, key: str = "{}/kubeconfig") -> Entry:
+    owner = bytes([number]) * 16
+    named = key.format(id_text(owner))
+    value = bytes([number])
+    return Entry(
+        owner, 1, stamp, "cluster", named, value, None, deleted=False, entry_id=b"", record=b""
+    )
+
+
+def test_only_who_may_be_a_server_leads_the_operator_to_an_api() -> None:
+    """Everybody knows the root key's public half, and may write under its own id."""
+    members = [member_of(1, "agent"), member_of(2, "none"), member_of(3, "auto")]
+    members.append(member_of(4, "server", "blue"))
+    entries = [left_by(1, 9), left_by(2, 8), left_by(3, 1), left_by(4, 2), left_by(5, 7)]
+    entries.append(left_by(3, 6, id_text(bytes([4]) * 16) + "/kubeconfig"))
+    left = left_by_servers(entries, members)
+    assert left == (Sealed("n4", "blue", b"\4"), Sealed("n3", "", b"\3"))
+    assert which_cluster(left, "blue") == "blue"
+    assert which_cluster(left[:1], None) == "blue"
+    assert which_cluster((), None) == ""
+    with pytest.raises(UsageError, match="blue"):
+        which_cluster(left, None)
 
 
 def test_addresses_of_an_api() -> None:
