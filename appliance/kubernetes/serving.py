@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,7 @@ from appliance.kubernetes.observing import Observed, Observer
 from appliance.kubernetes.part import Kind, Part
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.records import Lease, NodeObject, Record, Remove
+from appliance.kubernetes.shutting_out import ShuttingOut
 from appliance.kubernetes.turns import Turns
 from appliance.ledger.assigned import read_id
 from appliance.problem import Problem
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # What is known is as good for so long without an answer; Kubernetes itself forgives a node 40 s.
 GRACE_SECONDS = 40.0
+# Another server wrote at the same time: all of it again, at the next look.
+_CONFLICT = 409
 
 
 class Api(Asker, Protocol):
@@ -99,6 +102,7 @@ class KubeSide:
         self._connect = connect or (lambda config: KubeApi(config, places.run_dir))
         self._draining = draining
         self._turns = Turns(clock=clock)
+        self._shutting_out = ShuttingOut()
         self._api: tuple[Kubeconfig, Api] | None = None
         self._trouble = ""
         self.facts = KubeFacts()
@@ -160,6 +164,8 @@ class KubeSide:
         revoked = await self._observer.revoked(records.unknown(nodes, cluster))
         decided = records.decide(nodes, cluster, revoked | _text_id(nodes, remove))
         problems = list(decided.problems)
+        # First: who is out is known by its Node, which goes.
+        problems += await self._shut_out(api, nodes, revoked, cluster)
         for change in decided.changes:
             try:
                 await asyncio.to_thread(api.perform, change)
@@ -184,6 +190,19 @@ class KubeSide:
             problems=tuple(problems),
             turn=self._turns.held,
         )
+
+    async def _shut_out(
+        self, api: Api, nodes: Sequence[NodeObject], revoked: Collection[str], cluster: Cluster
+    ) -> tuple[Problem, ...]:
+        out = {one.metadata.name for one in nodes if one.node_id in revoked}
+        members = {one.name for one in cluster.document.members} | {cluster.document.name}
+        try:
+            await asyncio.to_thread(self._shutting_out.work, api, out, members)
+        except KubeApiError as error:
+            if error.status == _CONFLICT:
+                raise
+            return (Problem("kubernetes-refused", str(error), error.hint or ""),)
+        return ()
 
     def _engine(
         self, cluster: Cluster, part: Part, nodes: tuple[NodeObject, ...], lease: Lease | None

@@ -232,6 +232,8 @@ class FakeApi:
     asked: list[tuple[str, str]] = field(default_factory=list)
     blocked: bool = False
     turn: bytes | None = None
+    policies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    policy_calls: int = 0
 
     def connect(self, _: Kubeconfig) -> FakeApi:
         return self
@@ -259,6 +261,8 @@ class FakeApi:
         """Serve Nodes' patches, pods and their evictions, which ``blocked`` refuses."""
         if "/leases" in path:
             return self._lease(method, body)
+        if "/validatingadmissionpolic" in path:
+            return self._policy(method, path, body)
         self.asked.append((method, path))
         name = path.removesuffix("/eviction").rpartition("/")[2]
         if method == "PATCH":
@@ -275,6 +279,23 @@ class FakeApi:
             raise KubeApiError("a budget does not allow it", status=429)
         else:
             del self.pods[name]
+        return b"{}"
+
+    def _policy(self, method: str, path: str, body: bytes | None) -> bytes:
+        """Keep what is written, with a version that moves, as Kubernetes does."""
+        self.policy_calls += 1
+        kind = path.split("/")[4]
+        before = self.policies.get(kind)
+        if method == "GET":
+            if before is None:
+                raise KubeApiError("there is none", status=404)
+            return json.dumps(before).encode()
+        said = json.loads(body or b"")
+        version = "" if before is None else before["metadata"]["resourceVersion"]
+        if said["metadata"].get("resourceVersion", "") != version:
+            raise KubeApiError("it is another by now", status=409)
+        said["metadata"]["resourceVersion"] = f"{version}1"
+        self.policies[kind] = said
         return b"{}"
 
     def _lease(self, method: str, body: bytes | None) -> bytes:

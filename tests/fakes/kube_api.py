@@ -1,8 +1,8 @@
 """A Kubernetes API in a process: ``python -m tests.fakes.kube_api FOLDER`` (on 127.0.0.1:6443).
 
 It leaves in FOLDER what the engine of a server leaves (kubeconfig, join token, database), asks
-every caller for a certificate of its own authority, and knows Nodes and no more. ``nodes.json`` in
-FOLDER holds them, and is written after each change.
+every caller for a certificate of its own authority, and knows Nodes; of what else is made it keeps
+nothing. ``nodes.json`` in FOLDER holds the Nodes, and is written after each change.
 """
 
 from __future__ import annotations
@@ -98,6 +98,10 @@ class Api(http.server.BaseHTTPRequestHandler):
             nodes[name].setdefault(part, {}).update(said)
         self._store(nodes)
         self._say(200, nodes[name])
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._say(201, {})
 
     def do_DELETE(self) -> None:
         nodes, name = self._load(), self.path.rpartition("/")[2]
