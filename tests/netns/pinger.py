@@ -105,6 +105,12 @@ class Pinger:
             if time.monotonic() >= until:
                 return
 
+    def settle(self, path: Route, seconds: float) -> None:
+        """Take answers until every ping of a path has one, for so long at most."""
+        deadline = time.monotonic() + seconds
+        while path.got < path.sent and time.monotonic() < deadline:
+            self.receive(0.05)
+
     def _drain(self, one: socket.socket) -> None:
         while True:
             try:

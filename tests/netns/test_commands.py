@@ -103,15 +103,15 @@ def _names_and_labels(operator: Operator, one: Node, two: Node, three: Node) -> 
     before = two.node_id()
     operator.command(one, "node", "rename", "node2", "kitchen")
     operator.command(one, "node", "label", "kitchen", "rack=7", "site-")
-    wait_until(lambda: two.status()["name"] == "kitchen", 10, "it knows its new name")
+    wait_until(lambda: two.status()["name"] == "kitchen", 30, "it knows its new name")
     assert typed(two, "status").stdout.split()[:2] == [b"kitchen", b"ready"]
     assert two.node_id() == before
     hostname = two.run_dir / "hostname"
-    wait_until(lambda: hostname.read_text().strip() == "kitchen", 10, "and tells the machine")
+    wait_until(lambda: hostname.read_text().strip() == "kitchen", 30, "and tells the machine")
     names = {"node1", "kitchen", "node3"}
     wait_until(
         lambda: {str(peer["name"]) for peer in three.peers()} == names - {"node3"},
-        10,
+        30,
         "others know it too",
     )
     # On a node, without the root key.
@@ -124,7 +124,7 @@ def _names_and_labels(operator: Operator, one: Node, two: Node, three: Node) -> 
     assert (listed["node3"]["state"], listed["kitchen"]["state"]) == ("self", "up")
     wait_until(
         lambda: resolved(two, "node3.skerry.internal") == three.overlay_addresses()[0],
-        10,
+        30,
         "names are answered",
     )
     assert resolved(two, "node2.skerry.internal") == ""
@@ -134,9 +134,9 @@ def _names_and_labels(operator: Operator, one: Node, two: Node, three: Node) -> 
 
 def _addresses(operator: Operator, one: Node, two: Node, three: Node) -> None:
     operator.command(one, "node", "address", "kitchen", "10.10.0.7")
-    wait_until(lambda: "10.10.0.7" in two.overlay_addresses(), 10, "the fixed address is taken")
-    wait_until(lambda: three.reaches("10.10.0.7"), 10, "and reached")
-    wait_until(lambda: resolved(two, "kitchen.skerry.internal") == "10.10.0.7", 10, "and resolved")
+    wait_until(lambda: "10.10.0.7" in two.overlay_addresses(), 30, "the fixed address is taken")
+    wait_until(lambda: three.reaches("10.10.0.7"), 30, "and reached")
+    wait_until(lambda: resolved(two, "kitchen.skerry.internal") == "10.10.0.7", 30, "and resolved")
     way = told(three, "route", "kitchen.skerry.internal")
     assert (way["address"], way["owner"]["name"]) == ("10.10.0.7", "kitchen")
     assert [item["kind"] for item in way["evidence"]] == ["fixed", "claimed"]
@@ -168,7 +168,7 @@ def _entries(one: Node, two: Node) -> None:
     put(one, "shared", "app/colour", b"blue")
     wait_until(
         lambda: typed(two, "ledger", "get", "shared", "app/colour", status=None).stdout == b"blue",
-        10,
+        30,
         "an entry is elsewhere",
     )
     shown = typed(two, "ledger", "ls", "lease").stdout.decode().splitlines()
@@ -183,10 +183,10 @@ def _entries(one: Node, two: Node) -> None:
 def _secrets_and_revocation(operator: Operator, one: Node, two: Node, three: Node) -> None:
     typed(one, "secret", "put", "wifi", "-", stdin=b"hunter2")
     for node in (two, three):
-        wait_until(partial(_reads, node, b"hunter2"), 10, "a secret is read elsewhere")
+        wait_until(partial(_reads, node, b"hunter2"), 30, "a secret is read elsewhere")
     assert typed(one, "secret", "put", "wifi", "-", status=2).returncode == 2
     operator.command(one, "revoke", "node", "node3", "--reason", "stolen")
-    wait_until(lambda: told(two, "secret", "ls")["secrets"][0]["exposed"], 10, "it is exposed")
+    wait_until(lambda: told(two, "secret", "ls")["secrets"][0]["exposed"], 30, "it is exposed")
     assert b"exposed" in typed(two, "secret", "ls").stdout
     grants = json.loads(operator.command(one, "token", "ls", "--json"))["grants"]
     assert [row["used"] for row in grants] == [2]

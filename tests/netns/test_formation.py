@@ -31,10 +31,10 @@ def test_nodes_with_one_token_find_each_other(count: int) -> None:
             others = [other for other in nodes if other is not node]
             wait_until(lambda: node.sees(*others), 40, "every member is seen")  # noqa: B023
         # Who has which address is a matter of the ledger, which comes right after the handshake.
-        wait_until(lambda: all_pairs_ping(nodes), 10, "all reach all")
+        wait_until(lambda: all_pairs_ping(nodes), 30, "all reach all")
         assert len({address for node in nodes for address in node.overlay_addresses()}) == 2 * count
         wait_until(
-            lambda: all(node.status()["state"] == "ready" for node in nodes), 10, "all are ready"
+            lambda: all(node.status()["state"] == "ready" for node in nodes), 30, "all are ready"
         )
 
 

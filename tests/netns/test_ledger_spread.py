@@ -22,10 +22,10 @@ def test_what_one_writes_all_have_and_keep() -> None:
         first, *others = nodes
         with Watchers(nodes, "shared") as watchers:
             put(first, "shared", "greeting", b"hello-all")
-            assert len(watchers.until("hello-all", 10)) == len(nodes)
+            assert len(watchers.until("hello-all", 30)) == len(nodes)
             assert {get(node, "shared", "greeting") for node in nodes} == {"hello-all"}
             put(others[0], "shared", "greeting", b"hello-again")
-            assert len(watchers.until("hello-again", 10)) == len(nodes)
+            assert len(watchers.until("hello-again", 30)) == len(nodes)
         expected = {f"of-{node.name}": node.name for node in nodes}
         for node in nodes:
             put(node, "shared", f"of-{node.name}", node.name.encode())

@@ -68,11 +68,11 @@ def test_announcements_tell_an_outsider_nothing_and_change_with_the_slot() -> No
         outsider, one, two = lab.node(), lab.node(), lab.node()
         file = outsider.folder / "packets"
         outsider.start_module("tests.netns.capture", str(file))
-        wait_until(file.exists, 10, "the outsider listens")
+        wait_until(file.exists, 30, "the outsider listens")
         network = Network("lagoon")
         identities = [start(one, "heron", network), start(two, "egret", network)]
         wait_until(lambda: peers(one) == "egret" and peers(two) == "heron", 20, "they meet")
-        wait_until(lambda: len(labels(packets(file))) >= 6, 10, "announcements are heard")
+        wait_until(lambda: len(labels(packets(file))) >= 6, 30, "announcements are heard")
         first = labels(packets(file))
         heard = file.stat().st_size
         wait_until(lambda: len(labels(packets(file)) - first) >= 4, 20, "names have changed")

@@ -14,7 +14,7 @@ from tests.fakes.dns import query, read
 from tests.netns.lab import ROOT, Lab, Network, Node, run, wait_until
 from tests.netns.ledger import together
 from tests.netns.pinger import inside
-from tests.netns.services import PORT, end, machines, token
+from tests.netns.services import PORT, Machine, end, machines, token
 
 NAMES = 5335
 PROTOCOLS = ("tcp", "udp")
@@ -49,13 +49,7 @@ def test_services_are_reached_fail_over_and_spill_over() -> None:
             end(processes["second"])
             for protocol in PROTOCOLS:
                 first.until(address, protocol, {"first"}, 20)
-            states = {
-                tuple(offer)
-                for row in stranger.listed()["services"]
-                for offer in row["offers"]
-                if row["protocol"] == "tcp"
-            }
-            assert ("node2", PORT, "no answer") in states
+            wait_until(lambda: ("node2", PORT, "no answer") in offers(stranger), 20, "all hear it")
             # The last of the cluster dies: over to the other cluster.
             end(processes["first"])
             for protocol in PROTOCOLS:
@@ -111,6 +105,12 @@ def test_all_services_of_a_cluster_are_reached_and_have_names() -> None:
             client.run_daemon()
             client.do("rm", "--cluster", "far")
             wait_until(lambda: not named(user, "who"), 30, "all of it is gone")
+
+
+def offers(machine: Machine) -> set[tuple[object, ...]]:
+    """Return the offers of TCP that a machine knows of, with what is said of each."""
+    rows = machine.listed()["services"]
+    return {tuple(one) for row in rows if row["protocol"] == "tcp" for one in row["offers"]}
 
 
 def pod_hears(lab: Lab, node: Node, address: str, protocol: str) -> str:
@@ -169,7 +169,7 @@ def test_a_node_offers_what_is_behind_it_and_nobody_else_gets_through() -> None:
             with inside(gate.namespace), socket.socket() as channel:
                 channel.settimeout(10)
                 channel.bind((gate.overlay_addresses()[0], 631))
-                wait_until(lambda: connects(channel, outer.node), 10, "the gate asks")
+                wait_until(lambda: connects(channel, outer.node), 30, "the gate asks")
                 assert channel.recv(100) == b"user"
             # The exposed port is there for members only, the service's address for its node.
             assert behind.ask(gate.address, port=631) == "nobody"
