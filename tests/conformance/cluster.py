@@ -7,16 +7,14 @@ plugin and server, over the overlay, IPv4 and IPv6, behind the gate, with the ad
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from image import kubernetes, workloads
 from image.artifacts import REPOSITORY
@@ -24,7 +22,6 @@ from image.board import Architecture
 from image.golang import Program, build
 from image.tools import ToolsRoot
 from provisioning.settings import Settings
-from provisioning.token import Token
 from tests.conformance import images
 from tests.contract.engine_world import Machine
 from tests.faults.cluster_world import Clusters, Full
@@ -41,14 +38,10 @@ _IMAGES = ("ctr", "-n", "k8s.io", "images")
 class Carrier(Full):
     """A node that carries pods."""
 
-    def start(self, token: Token | None = None) -> None:
-        """Start all of it, as a boot does."""
-        self.boots += 1
-        machine = self.world.enclose(
-            f"{self.name}-{self.boots}", self.node.namespace, self.node.address
-        )
-        self.machine = machine
-        machine.run("hostname", self.name)
+    agent_module: ClassVar[str] = "tests.conformance.node_process"
+
+    def furnish(self, machine: Machine) -> None:
+        """Give it the network plugin, the images and the add-ons."""
         self._plugins(machine)
         # A copy of an image for each container, in memory, would be too much of these.
         machine.containerd(networks=self.places.conflist.parent, snapshotter="overlayfs")
@@ -56,19 +49,6 @@ class Carrier(Full):
         self.places.manifests.mkdir(exist_ok=True)
         for manifest in (kubernetes.OVERLAY / "usr/share/skerry/manifests").iterdir():
             shutil.copyfile(manifest, self.places.manifests / manifest.name)
-        self.node.start(token)
-        words = [sys.executable, "-m", "tests.conformance.node_process", str(self.folder)]
-        words += [str(self.places.socket), str(machine.first_process()), self.node.namespace]
-        search = f"{self._tools(machine)}:{os.environ['PATH']}"
-        with (self.folder / "agent.log").open("ab") as log:
-            self.agent = subprocess.Popen(
-                self.node.command(*words),
-                cwd=REPOSITORY,
-                env=os.environ | {"PATH": search},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
 
     def _plugins(self, machine: Machine) -> None:
         programs = machine.shared / "plugins"
@@ -80,15 +60,6 @@ class Carrier(Full):
         machine.run("sh", "-c", f"mkdir -p {place} && ln -s /data/shared/plugins/* {place}/")
         # Where the plugin looks for the server, which has a place of its own for each node here.
         machine.run("ln", "-s", str(self.places.cni_dir), "/run/skerry-cni")
-
-    def _tools(self, machine: Machine) -> Path:
-        """Return a folder with the machine's nft: an older one does not read what that wrote."""
-        tools = machine.scratch / "tools"
-        tools.mkdir()
-        enter = f'exec nsenter --target {machine.first_process()} --mount --root nft "$@"'
-        (tools / "nft").write_text(f"#!/bin/sh\n{enter}\n")
-        (tools / "nft").chmod(0o755)
-        return tools
 
     def _images(self, machine: Machine) -> None:
         busybox = ToolsRoot.ensure().file("/usr/bin/busybox")

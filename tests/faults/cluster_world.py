@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from image import engine, workloads
 from image.board import Architecture
@@ -66,6 +66,9 @@ def writes(node: Node, address: str, seconds: float, kubeconfig: Path) -> float:
 class Full:
     """A node with everything on it."""
 
+    # What runs as its cluster agent.
+    agent_module: ClassVar[str] = "tests.faults.cluster_process"
+
     node: Node
     world: World
     folder: Path
@@ -87,6 +90,12 @@ class Full:
         """Run the nft of the engine's machine: an older one dies of what that one laid."""
         run(*self.node.command(str(self._nft()), *words))
 
+    def shut(self) -> None:
+        """Lay the image's packet filter."""
+        text = (ROOT / "rootfs_overlay/usr/share/skerry/firewall.nft").read_text()
+        # As a word: the program has another root.
+        self.nft("\n".join(line for line in text.splitlines() if not line.strip().startswith("#")))
+
     def _nft(self) -> Path:
         path = self.folder / "bin/nft"
         if not path.exists():
@@ -99,21 +108,26 @@ class Full:
         """Start all of it, as a boot does."""
         self.boots += 1
         scratch = f"{self.name}-{self.boots}"
-        self.machine = self.world.enclose(scratch, self.node.namespace, self.node.address)
-        self.machine.run("hostname", self.name)
-        self.machine.containerd(networks=self.places.conflist.parent)
+        machine = self.world.enclose(scratch, self.node.namespace, self.node.address)
+        self.machine = machine
+        machine.run("hostname", self.name)
+        self.furnish(machine)
         self.node.start(token)
-        words = [sys.executable, "-m", "tests.faults.cluster_process", str(self.folder)]
-        words += [str(self.places.socket), str(self.machine.first_process())]
+        words = [sys.executable, "-m", self.agent_module, str(self.folder)]
+        words += [str(self.places.socket), str(machine.first_process()), self.node.namespace]
         with (self.folder / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
-                self.node.command(*words, self.node.namespace),
+                self.node.command(*words),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"PATH": f"{self._nft().parent}:{os.environ['PATH']}"},
             )
+
+    def furnish(self, machine: Machine) -> None:
+        """Give it what an image brings, before anything of the node runs."""
+        machine.containerd(networks=self.places.conflist.parent)
 
     def power_off(self) -> None:
         """End everything on it at once and without a word: nothing of it leaves the machine."""

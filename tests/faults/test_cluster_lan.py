@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from provisioning.settings import Settings
-from provisioning.token import Token
-from tests.faults.cluster_world import Clusters, Full, writes
-from tests.netns.lab import ROOT, wait_until
+from tests.faults.cluster_world import Clusters, writes
+from tests.netns.lab import wait_until
 
 pytestmark = [
     pytest.mark.ha,
@@ -28,18 +27,12 @@ def cluster() -> Iterator[Clusters]:
         yield made
 
 
-def start(one: Full, token: Token | None = None) -> None:
-    """Start a node behind the image's packet filter."""
-    text = (ROOT / "rootfs_overlay/usr/share/skerry/firewall.nft").read_text()
-    # As a word: the program has another root.
-    one.nft("\n".join(line for line in text.splitlines() if not line.strip().startswith("#")))
-    one.start(token)
-
-
 def test_three_nodes_without_a_tunnel_become_three_servers(cluster: Clusters) -> None:
     token = cluster.operator.token()
     for _ in range(3):
-        start(cluster.node(), token)
+        one = cluster.node()
+        one.shut()
+        one.start(token)
     wait_until(cluster.servers, PATIENCE, "one founds", every=1)
     cluster.grows(PATIENCE)
     # Nobody speaks from it, nobody is looked for under it.
@@ -74,7 +67,8 @@ def test_one_cut_off_alive_gives_the_address_up_when_it_is_back(cluster: Cluster
     other = next(one for one in left if one is not holder)
     lost = next(one for one in cluster.nodes if one not in left)
     cluster.lab.heal()
-    start(lost)
+    lost.shut()
+    lost.start()
     wait_until(
         lambda: other.ready() == {one.name for one in cluster.nodes}, PATIENCE, "three", every=2
     )
