@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from image import engine, workloads
 from image.board import Architecture
+from image.golang import Program, build
 from tests.contract.engine_world import Machine, World, wait_until
 from tests.contract.test_engine import _ARCHITECTURE, OFFICIAL, SECRET, ours
 
@@ -26,6 +28,9 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 _DATA, _KUBECONFIG = "/data/elsewhere", "/data/shared/admin.yaml"
+# The key that the controller manager reads before all else, from a pipe: it starts when we write.
+_LATER = "/data/shared/service.key"
+CSI_STAND_IN = Program("engine", "./cmd/csi-stand-in", "csi-stand-in")
 _CONFIG = f"""
 token-file: /data/shared/token
 data-dir: {_DATA}
@@ -43,7 +48,10 @@ node-taint: ["test.skerry/kind=odd:NoSchedule"]
 kubelet-arg: [max-pods=17, "cgroup-root=/@GROUP@"]
 kube-proxy-arg: [conntrack-tcp-timeout-established=1h17m]
 kube-apiserver-arg: [service-node-port-range=31000-31002]
-kube-controller-manager-arg: [leader-elect=true, leader-elect-resource-name=test-controllers]
+kube-controller-manager-arg:
+  - leader-elect=true
+  - leader-elect-resource-name=test-controllers
+  - service-account-private-key-file=@LATER@
 kube-scheduler-arg: [leader-elect=true, leader-elect-resource-name=test-scheduler]
 """
 _POD = """
@@ -81,12 +89,17 @@ def server(program: Path) -> Iterator[Machine]:
         # Where the engine looks unless told otherwise there is none any more.
         machine.run("mv", "/run/containerd/containerd.sock", "/run/elsewhere.sock")
         (machine.shared / "token").write_text(f"{SECRET}\n")
+        own_key = f"{_DATA}/server/tls/service.key"
         text = _CONFIG.replace("@GROUP@", machine.namespace)
+        text = text.replace("@LATER@", own_key if OFFICIAL else _LATER)
+        machine.run("mkfifo", _LATER)
         (machine.shared / "config.yaml").write_text(text)
         words = ["/engine", "server", "--config", "/data/shared/config.yaml"]
         machine.spawn([*words, "--node-name", "odd", "--node-ip", machine.address], machine.log)
         try:
             wait_until(lambda: _ready(machine), 120, "the node is ready")
+            if not OFFICIAL:
+                machine.run("sh", "-c", f"cat {own_key} >{_LATER}")
         except BaseException:
             print(machine.tail())
             raise
@@ -197,3 +210,25 @@ def test_network_policies_are_enforced_unless_disabled(server: Machine) -> None:
 def has_policies(machine: Machine) -> bool:
     """Tell whether a machine has the table of policies."""
     return "skerry-policy" in machine.run("nft", "list", "tables")
+
+
+@ours
+def test_a_csi_driver_registers_though_the_controller_manager_came_last(server: Machine) -> None:
+    """In one process they share upstream's variable through which the kubelet announces it."""
+    made = ("configmap", "kube-root-ca.crt", "-o", "name")
+    wait_until(lambda: "kube-root" in _get(server, *made), 60, "all controllers have started")
+    shutil.copyfile(build(CSI_STAND_IN, _ARCHITECTURE), server.shared / "csi")
+    (server.shared / "csi").chmod(0o755)
+    log = server.scratch / "csi.log"
+    words = ["/data/shared/csi", "test.csi.example", "this-node"]
+    process = server.spawn([*words, "/var/lib/kubelet/plugins_registry/test.sock"], log)
+    wait_until(lambda: "registered: " in log.read_text(), 30, "the kubelet finds the driver")
+    assert "registered: true" in log.read_text()
+
+    def drivers() -> str:
+        shown = "jsonpath={range .spec.drivers[*]}{.name} as {.nodeID}{end}"
+        return _get(server, "csinode", "odd", "-o", shown)
+
+    wait_until(lambda: drivers() == "test.csi.example as this-node", 30, "the node has it")
+    server.stop(process)
+    wait_until(lambda: drivers() == "", 30, "the node has it no more")
