@@ -91,8 +91,9 @@ class Full:
         run(*self.node.command(str(self._nft()), *words))
 
     def shut(self) -> None:
-        """Lay the image's packet filter."""
+        """Lay the image's packet filter, with the name that the tunnel has here."""
         text = (ROOT / "rootfs_overlay/usr/share/skerry/firewall.nft").read_text()
+        text = text.replace('"skerry0"', f'"{self.node.interface}"')
         # As a word: the program has another root.
         self.nft("\n".join(line for line in text.splitlines() if not line.strip().startswith("#")))
 
