@@ -115,6 +115,8 @@ class ShuttingOut:
 
     def __init__(self) -> None:
         self._seen: tuple[frozenset[str], frozenset[str]] | None = None
+        # Their Nodes may be gone by the time that it comes about.
+        self._owed: frozenset[str] = frozenset()
 
     def work(self, api: Asker, revoked: Collection[str], members: Collection[str]) -> None:
         """Shut the ``revoked`` out, and nobody of the ``members``; both are names of Nodes.
@@ -122,11 +124,12 @@ class ShuttingOut:
         Blocks. Raises KubeApiError; with the status 409 another server did so just now: again.
         """
         seen = frozenset(revoked), frozenset(members)
-        if seen == self._seen:
+        if seen == self._seen and not self._owed:
             return
+        self._owed |= seen[0]
         found = _read(api)
         before = () if found is None else found.nodes
-        nodes = shut_out(before, revoked, members)
+        nodes = shut_out(before, self._owed, members)
         if nodes != before:
             version = "" if found is None else found.metadata.version
             method, path = ("PUT", f"{POLICIES}/{NAME}") if found else ("POST", POLICIES)
@@ -134,7 +137,7 @@ class ShuttingOut:
             log.info("revoked nodes that change nothing in Kubernetes: %s", ", ".join(nodes))
         if nodes:
             _bind(api)
-        self._seen = seen
+        self._seen, self._owed = seen, frozenset()
 
 
 def _read(api: Asker) -> Policy | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.kubernetes.errors import KubeApiError
 from appliance.kubernetes.records import Remove
 from appliance.kubernetes.shutting_out import (
     MARK,
@@ -114,3 +115,30 @@ async def test_the_node_stays_until_the_policy_is_there(tmp_path: Path) -> None:
     await world.turns(2)
     assert named(world.api) == ["other", "fourth"]
     assert "fourth" not in world.api.objects
+
+
+@pytest.mark.parametrize("answer", [None, b"null", b"{", b'{"metadata": {"annotations": []}}'])
+async def test_a_policy_that_cannot_be_kept_is_told_and_keeps_no_node(
+    tmp_path: Path, answer: bytes | None
+) -> None:
+    world = await with_a_fourth(tmp_path)
+
+    answers = world.api._policy
+
+    def refuse(*_: object) -> bytes:
+        if answer is None:
+            raise KubeApiError("there is no such resource", status=500)
+        return answer
+
+    world.api._policy = refuse  # type: ignore[assignment]
+    world.supervisor.revoked.add(IDS[3])
+    await world.turns(1)
+    assert "fourth" not in world.api.objects
+    assert [one["code"] for one in world.status["problems"]] in ([], ["kubernetes-refused"])
+    await world.turns(1)
+    assert [one["code"] for one in world.status["problems"]] == ["kubernetes-refused"]
+    # It is not forgotten that this is owed.
+    world.api._policy = answers  # type: ignore[method-assign]
+    await world.turns(2)
+    assert named(world.api) == ["fourth"]
+    assert world.status["problems"] == []
