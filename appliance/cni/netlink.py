@@ -21,6 +21,8 @@ _FILTER = struct.Struct(">BBH")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ERRNO = struct.Struct("=i")
 _TYPE_MASK = 0x3FFF
+# Of an answer: what was listed changed meanwhile, so something may be missing (linux/netlink.h).
+_DUMP_TORN = 0x10
 _AF_INET, _AF_INET6 = 2, 10
 _UP = 0x1
 _NO_DAD = 0x02
@@ -144,6 +146,18 @@ def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             break
         yield kind, sequence, data[_HEAD.size : length]
         data = data[(length + 3) & ~3 :]
+
+
+def torn(data: bytes) -> bool:
+    """Say whether a datagram is of a list that is not one moment's: it has to be asked for anew."""
+    while len(data) >= _HEAD.size:
+        length, _, flags, _, _ = _HEAD.unpack_from(data)
+        if flags & _DUMP_TORN:
+            return True
+        if not _HEAD.size <= length <= len(data):
+            break
+        data = data[(length + 3) & ~3 :]
+    return False
 
 
 def error_of(body: bytes) -> int:

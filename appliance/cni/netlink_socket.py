@@ -16,6 +16,8 @@ _SOL_NETLINK, _STRICT_CHECK = 270, 12
 _READ_MAX = 1 << 17
 # The kernel answers at once; this is for one that never does.
 _SECONDS = 20.0
+# How often a list is asked for that changes while it is given.
+_ATTEMPTS = 16
 _ABSENT = frozenset({errno.ENODEV, errno.ENOENT, errno.ENXIO})
 
 
@@ -61,7 +63,16 @@ class Netlink:
         self._exchange(requests)
 
     def ask(self, request: Request) -> list[bytes]:
-        """Return the bodies of all that is answered. Raises KernelError."""
+        """Return the bodies of all that is answered, as of one moment. Raises KernelError.
+
+        Whoever took a link for gone that a list merely skipped would cut off a running container.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._exchange((request,))
+            except KernelError as error:
+                if error.code != errno.EINTR:
+                    raise
         return self._exchange((request,))
 
     def link(self, name: str) -> nl.Link | None:
@@ -106,7 +117,10 @@ class Netlink:
         bodies: list[bytes] = []
         failed: tuple[int, str] | None = None
         while waiting:
-            for kind, sequence, body in nl.messages(self._socket.recv(_READ_MAX)):
+            data = self._socket.recv(_READ_MAX)
+            if nl.torn(data):
+                failed = (errno.EINTR, next(iter(waiting.values())).what)
+            for kind, sequence, body in nl.messages(data):
                 if sequence not in waiting:
                     continue
                 if kind not in (Kind.ERROR, Kind.DONE):

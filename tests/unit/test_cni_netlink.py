@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from appliance.cni import netlink as nl
 from appliance.cni.netlink import Flag, Kind
+from appliance.cni.netlink_socket import KernelError, Netlink
 
 # Recorded from Linux 6.18: an end of a pair, as a port of a bridge, and its address and routes.
 HEAD = struct.Struct("=IHHII")
@@ -148,3 +152,63 @@ def test_a_table_is_told_from_another_of_its_name() -> None:
 def test_any_bytes_end(data: bytes) -> None:
     list(nl.messages(data))
     nl.attributes(data)
+
+
+# The socket
+
+
+class FakeKernel:
+    """A socket whose other end answers each request with what is given for it, in turn."""
+
+    def __init__(self, *answers: Callable[[int], bytes]) -> None:
+        self.answers = list(answers)
+        self.asked: list[int] = []
+
+    def setsockopt(self, *_: object) -> None:
+        pass
+
+    def settimeout(self, _: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def send(self, data: bytes) -> None:
+        self.asked.append(struct.unpack_from("=IHHII", data)[3])
+
+    def recv(self, _: int) -> bytes:
+        return self.answers.pop(0)(self.asked[-1])
+
+
+def link_message(name: str, sequence: int, flags: int) -> bytes:
+    body = struct.pack("=BxHiII", 0, 0, 7, 0, 0) + nl.attribute(3, name.encode() + b"\0")
+    return struct.pack("=IHHII", 16 + len(body), Kind.NEW_LINK, flags, sequence, 0) + body
+
+
+def listed(*names: str, flags: int = 0) -> Callable[[int], bytes]:
+    def answer(sequence: int) -> bytes:
+        done = struct.pack("=IHHIIi", 20, Kind.DONE, flags, sequence, 0, 0)
+        return b"".join(link_message(name, sequence, 0) for name in names) + done
+
+    return answer
+
+
+def names_of(*answers: Callable[[int], bytes]) -> list[str]:
+    kernel = FakeKernel(*answers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", lambda *_: kernel)
+        with Netlink() as netlink:
+            return [one.name for one in netlink.links()]
+
+
+def test_a_list_that_changed_while_it_was_given_is_asked_for_anew() -> None:
+    """What was skipped in it may be the link of a running container."""
+    assert names_of(listed("a", flags=0x10), listed("a", "b")) == ["a", "b"]
+    with pytest.raises(KernelError) as caught:
+        names_of(*[listed("a", flags=0x10)] * 16)
+    assert caught.value.code == errno.EINTR
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_torn_or_not(data: bytes) -> None:
+    assert nl.torn(data) in {True, False}
