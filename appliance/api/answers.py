@@ -2,13 +2,24 @@
 
 Reading is strict about what is used and ignores fields that a newer supervisor adds. What is sent
 stands in `appliance.api.cluster`, `secrets` and `ledger`.
+
+Who reads it may be root, who answers is not: a text that comes into a unit's environment or into
+packet filter rules is held to its form here.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from appliance.ledger.said import Heard, heard
+
+NodeNameText = Annotated[
+    str, msgspec.Meta(pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z", max_length=63)
+]
+# Neither quotes nor white space; the kernel takes 15 bytes. Empty: there is none (yet).
+InterfaceText = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.:@+=-]*\Z", max_length=15)]
 
 
 class RangeFacts(msgspec.Struct, frozen=True):
@@ -66,11 +77,11 @@ class ClusterFacts(msgspec.Struct, frozen=True):
     """
 
     node_id: str
-    name: str
+    name: NodeNameText
     network: str
     network_id: str
     vpn: bool
-    interface: str
+    interface: InterfaceText
     mtu: int
     addresses: tuple[str, ...]
     roles: tuple[str, ...]

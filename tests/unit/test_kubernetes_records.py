@@ -11,7 +11,7 @@ import pytest
 from appliance.api.answers import ClusterFacts
 from appliance.cluster.recorded import Verdict
 from appliance.kubernetes import records
-from appliance.kubernetes.errors import KubeApiError
+from appliance.kubernetes.errors import KubeApiError, SupervisorError
 from appliance.kubernetes.facts import Cluster, check, read
 from appliance.kubernetes.records import Record, Remove, read_lease, read_node, read_nodes
 from tests.fakes.cluster_world import IDS, NAMES, FakeSupervisor, node_object, pod_range
@@ -25,6 +25,15 @@ def cluster(members: int = 2, own: int = 0) -> Cluster:
 def both(number: int) -> tuple[str, str]:
     found = pod_range(number + 1)
     return found["ipv4"], found["ipv6"]
+
+
+@pytest.mark.parametrize("field", ["name", "interface"])
+@pytest.mark.parametrize("text", ["x\nPATH=/tmp", 'x" accept;', "x y", "x" * 64, "\u00e9"])
+def test_what_root_writes_into_units_and_rules_is_held_to_its_form(field: str, text: str) -> None:
+    """The supervisor is not root; what it says ends in Flannel's environment, in nft's input."""
+    document = FakeSupervisor(0, 2).document | {field: text}
+    with pytest.raises(SupervisorError, match=field):
+        read(json.dumps(document).encode(), ClusterFacts, "it")
 
 
 def test_ranges_are_recorded_for_members_and_for_nobody_else() -> None:

@@ -306,6 +306,8 @@ def test_whatever_stands_there_is_read_without_a_word(value: bytes, key: str) ->
 def test_an_answer_that_is_not_the_supervisors_is_said() -> None:
     with pytest.raises(ServiceError, match="not understood"):
         read({}, {"entries": []})
+    with pytest.raises(ServiceError, match="interface"):
+        read(FakeSupervisor().document | {"interface": 'x" accept'}, {"entries": []})
 
 
 # Kubernetes
