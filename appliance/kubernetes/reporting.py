@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from appliance.cni.provider import NoPods, Pods
@@ -14,6 +16,11 @@ from appliance.kubernetes.report import ApiReport, EngineReport, Report, State
 from appliance.kubernetes.serving import KubeFacts, server_url
 from appliance.kubernetes.wear import Writes
 from appliance.problem import Problem
+
+# A report has to fit into `report.STATUS_MAX`, whatever a member that may register Nodes does.
+PROBLEMS_MAX = 64
+NODES_MAX = 2048
+_NAME_MAX = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +62,27 @@ def report_of(turn: Turn) -> Report:
         EngineReport(unit, state, turn.starts),
         _ready(turn),
         _api(turn),
-        turn.problems,
+        _told(turn.problems),
         str(turn.pods.network.ranges[0]) if isinstance(turn.pods, Pods) else "",
-        turn.kube.nodes or None,
+        _nodes(turn.kube.nodes) or None,
         turn.writes,
         turn.api_address,
     )
+
+
+def _told(problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
+    """Return as many as a person reads, and how many there are besides."""
+    if len(problems) <= PROBLEMS_MAX:
+        return problems
+    left = len(problems) - PROBLEMS_MAX + 1
+    more = Problem("more-problems", f"there are {left} more problems", "Begin with the first.")
+    return (*problems[: PROBLEMS_MAX - 1], more)
+
+
+def _nodes(nodes: Mapping[str, bool]) -> dict[str, bool]:
+    """Return the nodes that can be members': no member has a longer name."""
+    found = (one for one in nodes.items() if len(one[0]) <= _NAME_MAX)
+    return dict(itertools.islice(found, NODES_MAX))
 
 
 def _ready(turn: Turn) -> bool:

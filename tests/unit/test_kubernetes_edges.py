@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.kubernetes import asking, credentials, files, manifests
+from appliance.kubernetes import asking, credentials, files, manifests, report
 from appliance.kubernetes.asking import AwayError, Supervisor
+from appliance.kubernetes.engine import Outcome
 from appliance.kubernetes.errors import KubernetesError, SupervisorError
 from appliance.kubernetes.fetching import (
     Sealed,
@@ -24,6 +25,7 @@ from appliance.kubernetes.fetching import (
     which_cluster,
 )
 from appliance.kubernetes.files import FileTroubleError
+from appliance.kubernetes.keeper import Machine, Unit, UnitFacts, Wanted
 from appliance.kubernetes.kubeconfig import (
     Kubeconfig,
     kubeconfig_text,
@@ -32,9 +34,13 @@ from appliance.kubernetes.kubeconfig import (
     unpack,
 )
 from appliance.kubernetes.operator_box import open_as_operator, seal_for_operator
+from appliance.kubernetes.part import Kind, Part
+from appliance.kubernetes.reporting import Turn, report_of
+from appliance.kubernetes.serving import KubeFacts
 from appliance.kubernetes.status_words import show, words
 from appliance.ledger.entry import Entry
 from appliance.ledger.secrets import check_name
+from appliance.problem import Problem
 from provisioning.clusters import CLUSTER_LABEL
 from provisioning.keys import id_text
 from provisioning.membership import Member
@@ -243,6 +249,29 @@ def test_addresses_of_an_api() -> None:
 
 
 # The report
+
+
+def test_a_report_is_read_however_many_nodes_and_problems_somebody_makes() -> None:
+    """A member with a kubelet's certificate may register Nodes without end."""
+    nodes = {f"{number:0250}": False for number in range(3000)} | {"home": True}
+    nodes |= {f"n{number}": False for number in range(5000)}
+    problems = tuple(Problem("pod-range-conflict", f"{one} {'x' * 400}", "") for one in range(2000))
+    part, nothing = Part(Kind.NONE, "it"), UnitFacts(Unit.MISSING)
+    turn = Turn(
+        part,
+        Wanted(part, None, None),
+        None,
+        None,
+        Outcome(Machine(nothing, nothing)),
+        KubeFacts(nodes=nodes),
+        0,
+        problems,
+    )
+    made = report_of(turn)
+    assert len(report.text(made)) < report.STATUS_MAX
+    assert (made.nodes or {})["home"]
+    assert made.problems[0] == problems[0]
+    assert made.problems[-1].message == "there are 1937 more problems"
 
 
 def test_what_is_shown_holds_nothing_that_moves_the_cursor(
