@@ -27,7 +27,7 @@ from qemu.machine import Machine
 from qemu.spec import UserNic
 from qemu.watch import peers_up
 from qemu.workload import Target
-from tests.vm.clusters import SECONDS, Cluster, datastore, supervisor_view
+from tests.vm.clusters import SECONDS, Cluster, datastore, look_up, name_servers, supervisor_view
 from tests.vm.conftest import MachineFactory, assembled, cluster_spec
 from tests.vm.remote import OperatorMachine
 
@@ -153,7 +153,7 @@ def pages(target: Target) -> list[list[str]]:
 def test_an_exposed_service_is_reached_from_the_other_node(
     cluster: Cluster, server: Machine, pods: list[Target], kind: str
 ) -> None:
-    """By the other node itself and by its pod; by nobody any more when it is taken back."""
+    """By the other node and by its pod, by address and by name; by nobody when it is taken back."""
     index = cluster.machines.index(server)
     there, pod = cluster.machines[1 - index], pods[1 - index]
     if kind == "of-a-node":
@@ -165,14 +165,20 @@ def test_an_exposed_service_is_reached_from_the_other_node(
         exposed, said = f"--port 8100 --to k8s:{kube.NAMESPACE}/{name}", name
     server.run(f"skerry service expose {kind} {exposed}", timeout=120, check=True)
     shown = there.run(f"skerry service connect {kind}", timeout=120, check=True)
-    url = f"http://{where(there, kind)}/"
-    fetch = ["/usr/bin/python3", "-ISc", FETCH, url]
-    page = there.wait_for(fetch, timeout=SECONDS / 4).stdout
-    assert said in page, shown.stdout + shown.stderr
-    argv = [workload.BUSYBOX, "wget", "-q", "-T", "15", "-O", "-", url]
-    inside = workload.inside(workload.pid_of(there, pod), argv)
-    assert said in there.wait_for(inside, timeout=SECONDS / 4).stdout
+    address, _, port = where(there, kind).partition(":")
+    name = f"{kind}.svc.skerry.internal"
+    pid = workload.pid_of(there, pod)
+    for host in (address, name):
+        url = f"http://{host}:{port}/"
+        fetch = ["/usr/bin/python3", "-ISc", FETCH, url]
+        page = there.wait_for(fetch, timeout=SECONDS / 4).stdout
+        assert said in page, shown.stdout + shown.stderr
+        inside = workload.inside(pid, [workload.BUSYBOX, "wget", "-q", "-T", "15", "-O", "-", url])
+        assert said in there.wait_for(inside, timeout=SECONDS / 4).stdout
+    # The node that offers it has not connected to it itself: its pods have no such name.
+    assert address not in look_up(server, pods[index], name)
     server.run(f"skerry service rm {kind}", timeout=120, check=True)
+    fetch = ["/usr/bin/python3", "-ISc", FETCH, f"http://{address}:{port}/"]
     there.wait_for(["/bin/sh", "-c", f"! {shlex.join(fetch)}"], timeout=SECONDS / 4)
     there.run(f"skerry service rm {kind}", timeout=120, check=True)
 
@@ -193,6 +199,38 @@ FETCH = """
 import sys, urllib.request
 print(urllib.request.urlopen(sys.argv[1], timeout=15).read().decode())
 """
+
+
+def test_pods_of_a_node_without_a_name_server_ask_another(
+    cluster: Cluster, server: Machine, pods: list[Target]
+) -> None:
+    """As long as the agent's node is to have none; then it has one again."""
+    index = 1 - cluster.machines.index(server)
+    here, pod, node = cluster.machines[index], pods[index], cluster.names[index]
+    elsewhere = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [node]}
+    required = {"nodeSelectorTerms": [{"matchExpressions": [elsewhere]}]}
+    rule = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+
+    def place(affinity: object) -> None:
+        path = "/apis/apps/v1/namespaces/kube-system/daemonsets/coredns"
+        patch = {"spec": {"template": {"spec": {"affinity": affinity}}}}
+        kube.ask(server, [("PATCH", path, patch)])[0].check()
+
+    place(rule)
+    others = set(cluster.names) - {node}
+    at = cluster.machines.index(server)
+    cluster.wait("a name server elsewhere only", lambda seen: name_servers(seen[at]) == others)
+    question = [
+        workload.BUSYBOX,
+        "nslookup",
+        "-type=a",
+        f"{pods[at].name}.default.svc.cluster.local",
+    ]
+    inside = workload.inside(workload.pid_of(here, pod), question)
+    script = f"{shlex.join(inside)} | grep -F {pods[at].service}"
+    here.wait_for(["/bin/sh", "-c", script], timeout=SECONDS / 4)
+    place(None)
+    cluster.wait_ready()
 
 
 def test_the_apis_address_takes_a_write_from_the_agents_node(
