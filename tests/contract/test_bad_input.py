@@ -202,7 +202,7 @@ def skerry(*words: str, **streams: Any) -> subprocess.CompletedProcess[str]:  # 
         [sys.executable, "-m", "skerry", *words],
         cwd=ROOT,
         text=True,
-        timeout=20,
+        timeout=50,
         stderr=subprocess.PIPE,
         **streams,
     )

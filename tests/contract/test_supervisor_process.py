@@ -66,10 +66,10 @@ def started(directory: Path, **environment: str) -> Iterator[Started]:
         yield Started(process, directory)
     finally:
         process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=50)
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 50) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -83,7 +83,7 @@ def test_from_no_token_to_ready_through_kill_and_a_clean_end(
     token = make_token(network, SEED, now=time.time()).text()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(20)
+        manager.settimeout(50)
         with started(tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify")) as first:
             assert manager.recv(4096).startswith(b"READY=1")
             assert first.state() == "unprovisioned"
@@ -91,18 +91,18 @@ def test_from_no_token_to_ready_through_kill_and_a_clean_end(
             capsys.readouterr()
             assert main(["provision", token, f"--socket={first.socket}"]) == 0
             assert "of network home" in capsys.readouterr().err
-            assert main(["health", "--wait=10", f"--socket={first.socket}"]) == 0
+            assert main(["health", "--wait=40", f"--socket={first.socket}"]) == 0
             assert main(["status", f"--socket={first.socket}"]) == 0
             assert "node-2" in capsys.readouterr().out
             name = call("GET", "/v1/status", socket_path=first.socket)["name"]
             first.process.send_signal(signal.SIGKILL)
-            assert first.process.wait(20) == -signal.SIGKILL
+            assert first.process.wait(50) == -signal.SIGKILL
         assert main(["health", f"--socket={first.socket}"]) == 1
     with started(tmp_path) as again:
         until(lambda: again.state() == "ready")
         assert call("GET", "/v1/status", socket_path=again.socket)["name"] == name
         again.process.send_signal(signal.SIGTERM)
-        out, err = again.process.communicate(timeout=20)
+        out, err = again.process.communicate(timeout=50)
         assert again.process.returncode == 0
         assert f"This is {name} of network home: ready" in out
         assert "state joining -> ready" in err
@@ -122,7 +122,7 @@ def test_a_second_process_ends_with_words(tmp_path: Path) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=50,
         )
         assert result.returncode == 1
         assert "in use by another process" in result.stderr
@@ -141,7 +141,7 @@ def test_a_run_directory_that_can_not_be_used(tmp_path: Path) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=50,
         )
         assert result.returncode == 1
         assert "skerry: " in result.stderr
