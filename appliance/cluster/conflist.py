@@ -22,8 +22,9 @@ NAME = "skerry"
 PLUGIN = "skerry-cni"
 BRIDGE = "skerry-pods"
 TEXT_MAX = 16 * 1024
-# The least that IPv6 works with (RFC 8200, section 5), and the most an interface can have.
-MTU_MIN, MTU_MAX = 1280, 65_535
+# The least that IPv6 works with (RFC 8200, section 5), what every IPv4 host takes (RFC 791, section
+# 3.1), and the most an interface can have. In Flannel mode pods are IPv4 only, with 1230 bytes.
+MTU_MIN_IPV6, MTU_MIN_IPV4, MTU_MAX = 1280, 576, 65_535
 EVERYWHERE = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
 NETWORKS_MAX = 64
 # A runtime whose library knows 1.1.0 takes the highest of the list; an older one reads the first
@@ -60,8 +61,9 @@ class PodNetwork:
             )
         if tight := [one for one in self.ranges if one.num_addresses < 4]:
             raise ConflistError(f"the pod range {tight[0]} has no room for a pod")
-        if not MTU_MIN <= self.mtu <= MTU_MAX:
-            raise ConflistError(f"the MTU {self.mtu} is not within {MTU_MIN} to {MTU_MAX}")
+        least = MTU_MIN_IPV6 if 6 in families else MTU_MIN_IPV4
+        if not least <= self.mtu <= MTU_MAX:
+            raise ConflistError(f"the MTU {self.mtu} is not within {least} to {MTU_MAX}")
         if not _BRIDGE_NAME.fullmatch(self.bridge):
             raise ConflistError(f"{self.bridge[:40]!r} can't be the name of a bridge")
         for what, networks in (("routes", self.routes), ("direct", self.direct)):

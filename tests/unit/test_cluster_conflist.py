@@ -186,6 +186,7 @@ def test_junk_is_refused_or_is_another_network_to_the_byte(data: bytes, at: int)
         ({"ranges": (ipaddress.IPv4Network("10.0.0.0/31"),)}, "no room"),
         ({"mtu": 1279}, "the MTU 1279 is not within 1280 to 65535"),
         ({"mtu": 65_536}, "the MTU"),
+        ({"mtu": 575, "ranges": (PODS.ipv4,)}, "the MTU 575 is not within 576 to 65535"),
         ({"bridge": ""}, "can't be the name of a bridge"),
         ({"bridge": "x" * 16}, "can't be the name of a bridge"),
         ({"bridge": "a b"}, "can't be the name of a bridge"),
@@ -196,3 +197,11 @@ def test_junk_is_refused_or_is_another_network_to_the_byte(data: bytes, at: int)
 def test_a_network_that_cannot_be_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConflistError, match=message):
         replace(USUAL, **changed)
+
+
+def test_without_ipv6_packets_may_be_shorter_than_that_needs() -> None:
+    """As in Flannel mode: 50 bytes less than the overlay's 1280."""
+    network = pod_network(PODS, 1230, DIRECT, ipv6=False)
+    assert read_conflist(conflist_text(network).encode()) == network
+    with pytest.raises(ConflistError, match="the MTU 1230 is not within 1280"):
+        pod_network(PODS, 1230, DIRECT)

@@ -23,6 +23,7 @@ from appliance.kubernetes.operator_box import open_as_operator
 from appliance.kubernetes.places import AGENT_UNIT, PODS_SLICE, SERVER_UNIT
 from appliance.kubernetes.records import Record, Remove
 from appliance.kubernetes.sealing import public_address
+from appliance.overlay.config import MTU
 from tests.fakes.cluster_world import (
     ADMIN,
     IDS,
@@ -413,9 +414,10 @@ async def test_a_systemd_that_is_away_is_a_problem(tmp_path: Path) -> None:
 async def test_in_flannel_mode_pods_have_less_room_and_no_ipv6(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     world.supervisor.document["settings"]["cni"] = "flannel"
+    world.supervisor.document["mtu"] = MTU
     await world.turns(10, 4)
     network = read_conflist(world.places.conflist.read_bytes())
-    assert network.mtu == 1380 - 50
+    assert network.mtu == MTU - 50 == 1230
     assert [str(one) for one in network.ranges] == ["10.244.1.0/24"]
     assert {one.version for one in (*network.routes, *network.direct)} == {4}
     folder = world.places.flannel_dir
