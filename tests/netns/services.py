@@ -87,7 +87,7 @@ class Machine:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -105,7 +105,7 @@ class Machine:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
         return done.stdout.strip()

@@ -18,7 +18,7 @@ from tests.netns.services import PORT, Machine, end, machines, token
 
 NAMES = 5335
 PROTOCOLS = ("tcp", "udp")
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
 
 def test_services_are_reached_fail_over_and_spill_over() -> None:
@@ -43,17 +43,17 @@ def test_services_are_reached_fail_over_and_spill_over() -> None:
 
             for protocol in PROTOCOLS:
                 # A member outside of all clusters has everybody's backends; a cluster its own.
-                stranger.until(address, protocol, {"first", "second", "third"}, 40)
-                first.until(address, protocol, {"first", "second"}, 20)
+                stranger.until(address, protocol, {"first", "second", "third"}, 60)
+                first.until(address, protocol, {"first", "second"}, 60)
             # A backend dies: it is left out.
             end(processes["second"])
             for protocol in PROTOCOLS:
-                first.until(address, protocol, {"first"}, 20)
+                first.until(address, protocol, {"first"}, 60)
             wait_until(lambda: ("node2", PORT, "no answer") in offers(stranger), 20, "all hear it")
             # The last of the cluster dies: over to the other cluster.
             end(processes["first"])
             for protocol in PROTOCOLS:
-                first.until(address, protocol, {"third"}, 20)
+                first.until(address, protocol, {"third"}, 60)
             # The daemon is killed: what was set up goes on.
             end(first.daemon)
             assert first.ask(address) == "third"
@@ -62,9 +62,9 @@ def test_services_are_reached_fail_over_and_spill_over() -> None:
             stranger.until(address, "tcp", {"nobody"}, 60)
             first.serve("again")
             first.run_daemon()
-            stranger.until(address, "tcp", {"again"}, 30)
+            stranger.until(address, "tcp", {"again"}, 60)
             stranger.do("rm", "who")
-            stranger.until(address, "tcp", {"nobody"}, 20)
+            stranger.until(address, "tcp", {"nobody"}, 60)
 
 
 def test_all_services_of_a_cluster_are_reached_and_have_names() -> None:
@@ -89,7 +89,7 @@ def test_all_services_of_a_cluster_are_reached_and_have_names() -> None:
             assert address == str(service_address(network.info.network_id, "who"))
             # The other cluster's members offer it, so nobody else's does.
             for protocol in PROTOCOLS:
-                client.until(address, protocol, {"far"}, 30)
+                client.until(address, protocol, {"far"}, 60)
             for row in client.listed()["services"]:
                 assert (row["now"], row["spilled"]) == ([far.name], False)
             for protocol in PROTOCOLS:
