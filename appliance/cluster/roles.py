@@ -190,7 +190,8 @@ class _Place:
         return replace(self._wait(problem.message, problem.hint), problems=(problem,))
 
     def _server(self, why: str) -> Decision:
-        join = self._join()
+        # It waits for the one it asks: so not for the one whose place it takes.
+        join = self._join(counted=True) or self._join()
         if not join and not self.view.engine.has_data:
             return self._wait("no server of the cluster can be asked yet; this node is to be one")
         self._become(RunsAs.SERVER)
@@ -225,16 +226,25 @@ class _Place:
 
     # Who else is there
 
-    def _join(self) -> tuple[str, ...]:
-        """Return where the API of other servers is, those that are alive first."""
+    def _join(self, *, counted: bool = False) -> tuple[str, ...]:
+        """Return where the API of other servers is, those that are alive first.
+
+        ``counted``: no others than these, and none that was replaced.
+        """
         mine = self.founded.cluster_id
         found = [
             (node, one)
             for node, one in self.view.entries.servers.items()
-            if node != self.view.own and one.cluster_id == mine
+            if node != self.view.own
+            and one.cluster_id == mine
+            and (self._counts(node) or not counted)
         ]
         found.sort(key=lambda pair: (not self._alive(pair[0]), order_of(mine, pair[0])))
         return tuple(one.addresses[0] for _, one in found)
+
+    def _counts(self, node: bytes) -> bool:
+        """Say whether a server is there, and one that the others still count."""
+        return self._alive(node) and (self.plan is None or node in self.plan.servers)
 
     def _serving(self) -> frozenset[bytes]:
         mine = self.founded.cluster_id

@@ -20,7 +20,7 @@ from appliance.cluster.errors import ClusterError
 from appliance.cluster.growth import Engine, Leader, Waiting, grow
 from appliance.cluster.model import Decision, Kind, Orders, Wanted
 from appliance.cluster.orders import FOUNDER, SERVERS, founder_value, read_orders, servers_value
-from tests.fakes.founding_world import NETWORK_ID, Entry, World, member, node_id
+from tests.fakes.founding_world import NETWORK_ID, Entry, Node, World, member, node_id
 
 FOUR = Wanted(expected_nodes=4)
 A, B, C, D, E = (node_id(number) for number in (1, 2, 3, 4, 5))
@@ -280,8 +280,38 @@ def test_an_agent_with_a_servers_state_sets_that_aside_before_it_is_a_server_ane
     assert not said(world, 2).reset
 
 
-THREE = Leader(A, bytes(16), Engine(leader=True, term=7, members=frozenset({A, B, C})), 3)
+def test_who_is_taken_in_does_not_ask_the_one_whose_place_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(growth, "REPLACE_SECONDS", 20.0)
+    world = formed(1, 2, 3, 4, wanted=Wanted(servers=3))
+    servers = [world.node(1)]
+    for _ in range(2):
+        world.serve(world.node(1), leader=True, members=tuple(servers))
+        world.run(10)
+        new = next(one for one in world.nodes if one.kind is Kind.SERVER and one not in servers)
+        servers.append(new)
+        world.serve(new)
+    world.serve(world.node(1), leader=True, members=tuple(servers))
+    world.run(10)
+    worker = next(one for one in world.nodes if one not in servers)
+    lost, left = servers[1], (servers[0], servers[2])
+    asked = [f"10.10.0.{world.nodes.index(one) + 1}" for one in left]
+    assert len(joins(worker)) == 3
+    lost.up = False
+    world.run(25)
+    world.serve(world.node(1), leader=True, members=left)
+    world.run(10)
+    assert worker.kind is Kind.SERVER
+    assert sorted(joins(worker)) == sorted(asked)
+
+
+def joins(node: Node) -> tuple[str, ...]:
+    return () if node.decision is None else node.decision.join
+
+
 MINUTES = 60.0
+THREE = Leader(A, bytes(16), Engine(leader=True, term=7, members=frozenset({A, B, C})), 3)
 
 
 def look(
