@@ -12,7 +12,7 @@ from provisioning.settings import Settings
 from tests.netns.identities import clashing_identities
 from tests.netns.lab import Lab, Network, Node, wait_until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(150)]
 
 
 def pair(lab: Lab, network: Network) -> tuple[Node, Node]:
@@ -81,7 +81,7 @@ def test_a_node_without_discovery_is_found_again_after_a_restart() -> None:
                 check=True,
             )
             node.start()
-        wait_until(lambda: one.sees(two) and two.sees(one), 30, "remembered peers meet again")
+        wait_until(lambda: one.sees(two) and two.sees(one), 90, "remembered peers meet again")
 
 
 def test_a_node_that_moves_is_found_again() -> None:
