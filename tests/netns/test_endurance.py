@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from functools import partial
 
 import pytest
 
+from appliance.overlay.peers import PEER_PREFIX
 from provisioning.settings import Settings
 from tests.netns.identities import clashing_identities
 from tests.netns.lab import Lab, Network, Node, wait_until
@@ -25,6 +27,12 @@ def pair(lab: Lab, network: Network) -> tuple[Node, Node]:
     wait_until(lambda: one.reaches(two.overlay_addresses()[0]), 30, "one reaches two")
     wait_until(lambda: two.reaches(one.overlay_addresses()[0]), 30, "two reaches one")
     return one, two
+
+
+def remembers(node: Node, node_id: str) -> bool:
+    """Say whether a node's store has a member."""
+    key = f"{PEER_PREFIX}{node_id}".encode()
+    return any(key in path.read_bytes() for path in node.state_dir.glob("state.db*"))
 
 
 def test_killing_a_supervisor_loses_no_packet_and_the_next_one_adopts_the_tunnel() -> None:
@@ -67,6 +75,9 @@ def test_two_nodes_restarted_at_once_meet_again() -> None:
 def test_a_node_without_discovery_is_found_again_after_a_restart() -> None:
     with Lab() as lab:
         one, two = pair(lab, Network())
+        # What is worth remembering is written a second later, since each write waits for the disk.
+        for node, other in ((one, two), (two, one)):
+            wait_until(partial(remembers, node, other.node_id()), 30, "it is written down")
         # Nobody hears mDNS any more; the tunnel itself is torn down as by a reboot.
         for node in (one, two):
             node.kill()
