@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from appliance.cluster import cluster_entries, conflist, roles
 from appliance.cluster.cluster_entries import Promises
+from appliance.cluster.errors import ClusterError
 from appliance.cluster.growth import Engine
 from appliance.cluster.model import Decision, Memory
 from appliance.cluster.model import Kind as Decided
@@ -26,7 +27,7 @@ from appliance.kubernetes.config import engine_config, joined_in
 from appliance.kubernetes.engine import EngineKeeper, Outcome, read_manifests
 from appliance.kubernetes.errors import KubernetesError
 from appliance.kubernetes.exposing import Exposing
-from appliance.kubernetes.keeper import UNITS, Wanted
+from appliance.kubernetes.keeper import UNITS, Machine, Unit, UnitFacts, Wanted
 from appliance.kubernetes.lan_doors import LanDoors
 from appliance.kubernetes.medium import Meter
 from appliance.kubernetes.observing import Observed, Observer
@@ -43,7 +44,7 @@ from appliance.kubernetes.part import (
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.pods import CniHost
 from appliance.kubernetes.report import Reporter, State
-from appliance.kubernetes.reporting import Turn, report_of, state_of
+from appliance.kubernetes.reporting import Turn, defect, report_of, state_of
 from appliance.kubernetes.sealing import Sealer
 from appliance.kubernetes.serving import KubeFacts, KubeSide
 from appliance.ledger.assigned import read_id
@@ -70,6 +71,7 @@ KUBE_SECONDS = 10.0
 _UNASKED = Part(Kind.WAIT, "the supervisor was not asked yet")
 _OUT = Decision(Decided.NONE, "this node is revoked: it is out of its network for good")
 _NOTHING = Wanted(_UNASKED, conflist_known=False)
+_UNSEEN = Machine(UnitFacts(Unit.INACTIVE), UnitFacts(Unit.INACTIVE))
 
 
 @dataclass(slots=True)
@@ -86,6 +88,8 @@ class _Last:
     # Through which server this node joins, and since when it tries.
     join: str | None = None
     join_since: float = 0.0
+    machine: Machine = _UNSEEN
+    defect: Problem | None = None
 
 
 class Agent:
@@ -152,6 +156,7 @@ class Agent:
             if last.part.kind is not Kind.NONE and expects_cluster(last.observed):
                 await self._engine.prepare()
         kept = await self._engine.keep(last.wanted)
+        last.machine = kept.machine
         await self._cni.use(last.pods)
         problems += await self._keep_api_address()
         calm = self._tell(kept, (*problems, *kept.problems)) in {State.READY, State.OFF}
@@ -185,6 +190,7 @@ class Agent:
                 log.warning("credentials are not sealed yet: %s", error)
             if self._exposing is not None:
                 await self._exposing.work()
+        last.defect = None
         settled = facts.node is not None and facts.node.ready
         return KUBE_SECONDS if settled and not last.part.shared else TURN_SECONDS
 
@@ -241,7 +247,11 @@ class Agent:
         cluster, facts = observed.cluster, self._kube.facts
         problems = [Problem(one.code, one.message, one.hint) for one in cluster.document.problems]
         problems += [*part.problems, *facts.problems, *self._cni.problems()]
-        pods = self._pods(observed, part, facts)
+        pods = None
+        try:
+            pods = self._pods(observed, part, facts)
+        except ClusterError as error:
+            problems.append(Problem("pod-network", str(error), error.hint or ""))
         self._last.pods = pods or self._last.pods
         texts: dict[str, str] = {}
         config = None
@@ -327,6 +337,11 @@ class Agent:
 
     # Telling
 
+    def tell_defect(self, error: Exception) -> None:
+        """Report an error that no turn should end in: the last report would stay as it is."""
+        self._last.defect = defect(error)
+        self._tell(Outcome(self._last.machine), ())
+
     def _tell(self, kept: Outcome, problems: tuple[Problem, ...]) -> State:
         last = self._last
         wear = self._meter.look(self._clock())
@@ -338,7 +353,7 @@ class Agent:
             kept,
             self._kube.facts,
             self._engine.attempts,
-            (*problems, *wear.problems),
+            (*problems, *wear.problems, *(() if last.defect is None else (last.defect,))),
             wear.writes,
             None if self._api_address is None else self._api_address.report(),
         )

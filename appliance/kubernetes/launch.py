@@ -90,8 +90,8 @@ async def _main(places: Places, units: Units, cni: CniHost, notifier: Notifier) 
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     beat = _Beat(notifier)
     tasks = [
-        asyncio.create_task(_again(agent.turn, beat.turned)),
-        asyncio.create_task(_again(agent.ask_kubernetes, lambda: None)),
+        asyncio.create_task(_again(agent.turn, beat.turned, agent.tell_defect)),
+        asyncio.create_task(_again(agent.ask_kubernetes, lambda: None, agent.tell_defect)),
         asyncio.create_task(beat.keep()),
     ]
     try:
@@ -130,7 +130,9 @@ class _Beat:
 
 
 async def _again(
-    work: Callable[[], Coroutine[None, None, float]], done: Callable[[], None]
+    work: Callable[[], Coroutine[None, None, float]],
+    done: Callable[[], None],
+    tell: Callable[[Exception], None],
 ) -> None:
     """Do it again and again, each time after as many seconds as it said."""
     while True:
@@ -141,9 +143,10 @@ async def _again(
             raise
         except KubernetesError as error:
             log.warning("%s", error)
-        except Exception:
+        except Exception as error:
             # A defect costs a turn, not the node.
             log.exception("a defect in the cluster agent")
+            tell(error)
             wait = _DEFECT_PAUSE
         done()
         await asyncio.sleep(wait)

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from appliance.api.answers import ClusterFacts
 from appliance.cluster import conflist
+from appliance.cluster.errors import ClusterError
 from appliance.cluster.recorded import Reconciled, Verdict
 from appliance.cni.provider import NoPods, Pods
 from appliance.kubernetes import facts, files, flannel, records, report, service_account
@@ -28,6 +29,7 @@ from appliance.kubernetes.kubeapi import KubeApi
 from appliance.kubernetes.places import Places
 from appliance.kubernetes.pods import CniHost
 from appliance.kubernetes.records import NodeObject, Record, Remove
+from appliance.kubernetes.reporting import defect
 from appliance.problem import Problem
 
 log = logging.getLogger(__name__)
@@ -101,7 +103,10 @@ class PodsOnly:
         else:
             last.away.pop("supervisor", None)
         problems = list(self._problems())
-        last.pods = self._pods() or last.pods
+        try:
+            last.pods = self._pods() or last.pods
+        except ClusterError as error:
+            problems.append(Problem("pod-network", str(error), error.hint or ""))
         try:
             await self._configure()
         except KubernetesError as error:
@@ -204,6 +209,10 @@ class PodsOnly:
             if files.read(place, conflist.TEXT_MAX + 1) != text:
                 await asyncio.to_thread(files.write, place, text, mode=0o644, folder_mode=0o755)
                 log.info("the CNI configuration is written: %s", place)
+
+    def tell_defect(self, error: Exception) -> None:
+        """Report an error that no turn should end in: the last report would stay as it is."""
+        self._tell((defect(error),))
 
     def _tell(self, problems: tuple[Problem, ...]) -> bool:
         last = self._last

@@ -70,6 +70,15 @@ def report_of(turn: Turn) -> Report:
     )
 
 
+def defect(error: Exception) -> Problem:
+    """Return what there is to say of an error that nobody expected; its text may hold anything."""
+    return Problem(
+        "defect",
+        f"the cluster agent came upon a defect of its own ({type(error).__name__})",
+        "journalctl -u skerry-cluster has all of it. What runs goes on.",
+    )
+
+
 def _told(problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
     """Return as many as a person reads, and how many there are besides."""
     if len(problems) <= PROBLEMS_MAX:

@@ -428,6 +428,33 @@ async def test_in_flannel_mode_pods_have_less_room_and_no_ipv6(tmp_path: Path) -
     assert settings["Backend"] == {"Type": "vxlan"}
 
 
+async def test_pods_that_cannot_be_connected_are_a_problem_and_the_engine_is_not_held_up(
+    tmp_path: Path,
+) -> None:
+    world = make_world(tmp_path)
+    world.supervisor.document["mtu"] = 600
+    await world.turns(10, 4)
+    (problem,) = [one for one in world.status["problems"] if one["code"] == "pod-network"]
+    assert "the MTU 600 is not within 1280" in problem["message"]
+    assert not world.places.conflist.exists()
+    world.supervisor.document["mtu"] = MTU
+    await world.turns(10, 4)
+    assert world.places.conflist.exists()
+    assert world.status["problems"] == []
+
+
+async def test_a_defect_is_reported_until_all_goes_well(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    await world.turns(10, 4)
+    world.agent.tell_defect(KeyError("a secret"))
+    (problem,) = world.status["problems"]
+    assert problem["code"] == "defect"
+    assert "KeyError" in problem["message"]
+    assert "secret" not in world.places.status.read_text()
+    await world.turns(2)
+    assert world.status["problems"] == []
+
+
 async def test_flannel_is_told_nothing_in_native_mode(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     await world.turns(10, 4)
