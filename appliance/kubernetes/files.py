@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from appliance.kubernetes.errors import KubernetesError
 from provisioning.files import write_all
+
+KEPT_ASIDE = 2
+_REPLACED = ".replaced-"
 
 
 class FileTroubleError(KubernetesError):
@@ -60,14 +65,29 @@ def remove(path: Path) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Give a folder another name beside it, and return that. Raises FileTroubleError."""
-    for number in range(1, 100):
-        aside = folder.with_name(f"{folder.name}.replaced-{number}")
-        if not aside.exists():
-            try:
-                return folder.rename(aside)
-            except OSError as error:
-                raise FileTroubleError(
-                    f"{folder} can't be moved aside: {error.strerror or error}"
-                ) from error
-    raise FileTroubleError(f"{folder} was moved aside too often", hint="remove old ones")
+    """Give a folder another name beside it, and return that; only the latest few are kept.
+
+    Each is a whole database: a machine that is replaced every month would fill its card.
+
+    :raises FileTroubleError: it can't be moved; it is where it was.
+    """
+    before = sorted(_set_aside_before(folder))
+    number = before[-1][0] + 1 if before else 1
+    aside = folder.with_name(f"{folder.name}{_REPLACED}{number}")
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise FileTroubleError(
+            f"{folder} can't be moved aside: {error.strerror or error}"
+        ) from error
+    for _, old in before[: len(before) + 1 - KEPT_ASIDE]:
+        # What is left of one that can't be removed goes the next time.
+        shutil.rmtree(old, ignore_errors=True)
+    return aside
+
+
+def _set_aside_before(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.parent.glob(f"{folder.name}{_REPLACED}*"):
+        number = path.name.removeprefix(f"{folder.name}{_REPLACED}")
+        if number.isdecimal() and number.isascii():
+            yield int(number), path

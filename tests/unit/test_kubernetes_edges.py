@@ -96,14 +96,19 @@ def test_a_link_in_the_place_of_the_new_file_leads_nowhere(tmp_path: Path) -> No
     assert victim.read_text() == "untouched"
 
 
-def test_what_is_set_aside_is_kept(tmp_path: Path) -> None:
-    for number in (1, 2):
+def test_what_is_set_aside_is_kept_but_no_more_than_the_latest(tmp_path: Path) -> None:
+    mine = tmp_path / "server.replaced-by-hand"
+    mine.mkdir()
+    for number in (1, 2, 3, 4):
         (tmp_path / "server").mkdir()
         (tmp_path / "server/state").write_text(str(number))
         assert files.set_aside(tmp_path / "server") == tmp_path / f"server.replaced-{number}"
-    assert (tmp_path / "server.replaced-1/state").read_text() == "1"
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {mine.name, "server.replaced-3", "server.replaced-4"}
+    assert (tmp_path / "server.replaced-3/state").read_text() == "3"
     with pytest.raises(FileTroubleError):
         files.set_aside(tmp_path / "server")
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 # Manifests, tokens, kubeconfigs
