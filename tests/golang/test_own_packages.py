@@ -47,4 +47,6 @@ def test_it_is_formatted(module: str) -> None:
 @pytest.mark.parametrize("action", ["vet", "test"])
 def test_go_finds_nothing(module: str, action: str) -> None:
     packages = [f"./{name}/..." for name in folders(module)]
-    run(go_command([action, *FLAGS, *packages], folder=module))
+    # Go takes a test that read only files outside its module (manifests) for one that passed before.
+    flags = (*FLAGS, "-count=1") if action == "test" else FLAGS
+    run(go_command([action, *flags, *packages], folder=module))

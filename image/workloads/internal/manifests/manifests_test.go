@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	admission "k8s.io/api/admissionregistration/v1"
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
@@ -30,18 +31,20 @@ var filledIn = map[string]string{
 
 func kinds() map[string]any {
 	return map[string]any{
-		"ClusterRole":        &rbac.ClusterRole{},
-		"ClusterRoleBinding": &rbac.ClusterRoleBinding{},
-		"ConfigMap":          &core.ConfigMap{},
-		"DaemonSet":          &apps.DaemonSet{},
-		"Deployment":         &apps.Deployment{},
-		"Namespace":          &core.Namespace{},
-		"Pod":                &core.Pod{},
-		"Role":               &rbac.Role{},
-		"RoleBinding":        &rbac.RoleBinding{},
-		"Service":            &core.Service{},
-		"ServiceAccount":     &core.ServiceAccount{},
-		"StorageClass":       &storage.StorageClass{},
+		"ClusterRole":                      &rbac.ClusterRole{},
+		"ClusterRoleBinding":               &rbac.ClusterRoleBinding{},
+		"ConfigMap":                        &core.ConfigMap{},
+		"DaemonSet":                        &apps.DaemonSet{},
+		"Deployment":                       &apps.Deployment{},
+		"Namespace":                        &core.Namespace{},
+		"Pod":                              &core.Pod{},
+		"Role":                             &rbac.Role{},
+		"RoleBinding":                      &rbac.RoleBinding{},
+		"Service":                          &core.Service{},
+		"ServiceAccount":                   &core.ServiceAccount{},
+		"StorageClass":                     &storage.StorageClass{},
+		"ValidatingAdmissionPolicy":        &admission.ValidatingAdmissionPolicy{},
+		"ValidatingAdmissionPolicyBinding": &admission.ValidatingAdmissionPolicyBinding{},
 	}
 }
 
