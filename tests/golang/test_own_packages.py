@@ -47,6 +47,6 @@ def test_it_is_formatted(module: str) -> None:
 @pytest.mark.parametrize("action", ["vet", "test"])
 def test_go_finds_nothing(module: str, action: str) -> None:
     packages = [f"./{name}/..." for name in folders(module)]
-    # Go takes a test that read only files outside its module (manifests) for one that passed before.
+    # Go does not see that a file outside the module, such as a manifest, is not as it was.
     flags = (*FLAGS, "-count=1") if action == "test" else FLAGS
     run(go_command([action, *flags, *packages], folder=module))

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
@@ -209,14 +210,20 @@ func PrepareKubelet(words []string) (Runner, error) {
 	}, nil
 }
 
+// signalLate is how long after a component that takes the process's signals itself (the kubelet) our own
+// context may hear of the same signal.
+const signalLate = 2 * time.Second
+
 // Supervise runs a component; its end before the context's ends the program through `failed`.
 func Supervise(ctx context.Context, name string, run Runner, failed func(error)) (ended <-chan struct{}) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		err := run(ctx)
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return
+		case <-time.After(signalLate):
 		}
 		if err == nil {
 			err = fmt.Errorf("it ended by itself")
