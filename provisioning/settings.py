@@ -75,7 +75,8 @@ class Settings:
         default=None,
     )
     cni: str = _setting(
-        "how pods reach each other: native (on the overlay) or flannel (VXLAN over it)",
+        "how pods reach each other: native (on the overlay) or flannel (VXLAN over it, and always "
+        "without the tunnel)",
         default="native",
     )
 

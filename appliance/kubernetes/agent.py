@@ -71,6 +71,11 @@ KUBE_SECONDS = 10.0
 _UNASKED = Part(Kind.WAIT, "the supervisor was not asked yet")
 _OUT = Decision(Decided.NONE, "this node is revoked: it is out of its network for good")
 _NOTHING = Wanted(_UNASKED, conflist_known=False)
+_NO_ADDRESS = Problem(
+    "no-node-address",
+    "this node has no IPv4 address but link-local ones, and Kubernetes takes none of those",
+    "Without the tunnel a node needs a DHCP server, or an address from you, on its LAN.",
+)
 _UNSEEN = Machine(UnitFacts(Unit.INACTIVE), UnitFacts(Unit.INACTIVE))
 
 
@@ -247,6 +252,8 @@ class Agent:
         cluster, facts = observed.cluster, self._kube.facts
         problems = [Problem(one.code, one.message, one.hint) for one in cluster.document.problems]
         problems += [*part.problems, *facts.problems, *self._cni.problems()]
+        if cluster.document.addresses and not cluster.node_addresses:
+            problems.append(_NO_ADDRESS)
         pods = None
         try:
             pods = self._pods(observed, part, facts)

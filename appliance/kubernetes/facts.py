@@ -51,8 +51,12 @@ class Cluster:
 
     @property
     def node_addresses(self) -> tuple[str, ...]:
-        """What the Node is reached at: IPv4, then IPv6 inside the tunnel; empty: not known yet."""
-        found = [ipaddress.ip_address(one) for one in self.document.addresses]
+        """What the Node is reached at: IPv4, then IPv6 inside the tunnel; empty: not known yet.
+
+        Kubernetes takes no link-local address, which is what a LAN without DHCP leaves.
+        """
+        given = (ipaddress.ip_address(one) for one in self.document.addresses)
+        found = [one for one in given if not one.is_link_local]
         ipv4 = next((str(one) for one in found if one.version == 4), None)
         ipv6 = next((str(one) for one in found if one.version == 6), None)
         if ipv4 is None:
@@ -109,12 +113,18 @@ def check(document: ClusterFacts) -> Cluster:
             {one.node_id: _range(one.range) for one in document.members if one.range is not None},
             ipaddress.IPv4Network(document.services or document.settings.service_cidr),
             ipaddress.IPv4Network(document.settings.host_range),
-            PodNetworkMode(document.settings.cni),
+            _mode(document),
         )
     except (ValueError, ClusterError) as error:
         raise SupervisorError(
             f"what the supervisor says of the cluster cannot be: {str(error)[:200]}", hint=_HINT
         ) from error
+
+
+def _mode(document: ClusterFacts) -> PodNetworkMode:
+    chosen = PodNetworkMode(document.settings.cni)
+    # Native mode is AllowedIPs of the tunnel: without one, nothing else here carries pods.
+    return chosen if document.vpn else PodNetworkMode.FLANNEL
 
 
 def _range(one: RangeFacts) -> NodeRange:

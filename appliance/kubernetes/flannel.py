@@ -1,6 +1,7 @@
-"""How pods of different nodes reach each other: on the overlay itself, or by Flannel over it.
+"""How pods of different nodes reach each other: on the overlay itself, or by Flannel.
 
-In Flannel mode this says what `skerry-flannel.service` is told. See docs/flannel.md.
+Flannel is over the overlay, or on the LAN where there is no tunnel. This says what
+`skerry-flannel.service` is told. See docs/flannel.md.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def unit_texts(cluster: Cluster) -> dict[str, str]:
         "Backend": {"Type": "vxlan"},
     }
     facts = cluster.document
-    variables = f"NODE_NAME={facts.name}\nSKERRY_INTERFACE={facts.interface}\n"
+    # On a LAN, the address that Kubernetes knows: an interface may have others, such as the API's.
+    over = facts.interface if facts.vpn else cluster.node_addresses[0]
+    variables = f"NODE_NAME={facts.name}\nSKERRY_INTERFACE={over}\n"
     return {"net-conf.json": json.dumps(settings) + "\n", "flannel.env": variables}
 
 
@@ -52,7 +55,7 @@ def tell_unit(cluster: Cluster, folder: Path) -> None:
 
     Raises FileTroubleError.
     """
-    if cluster.mode is not PodNetworkMode.FLANNEL:
+    if cluster.mode is not PodNetworkMode.FLANNEL or not cluster.node_addresses:
         return
     for name, text in unit_texts(cluster).items():
         if files.read_text(folder / name, _TEXT_MAX) != text:

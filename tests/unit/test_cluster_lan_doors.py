@@ -49,6 +49,7 @@ def test_the_filter_has_the_sets_and_pods_are_sent_off_before() -> None:
     pods = text.index('iifname "skerry-pods" jump')
     assert pods < text.index("ip saddr @lan_members tcp dport { 2379, 2380, 6443, 10250 } accept")
     assert pods < text.index("        tcp dport 6443 jump lan_api\n")
+    assert pods < text.index("ip saddr @lan_members udp dport 8472 accept")
 
 
 async def test_members_reach_all_and_the_lan_a_server_that_serves(tmp_path: Path) -> None:

@@ -428,6 +428,34 @@ async def test_in_flannel_mode_pods_have_less_room_and_no_ipv6(tmp_path: Path) -
     assert settings["Backend"] == {"Type": "vxlan"}
 
 
+async def test_without_a_tunnel_flannel_carries_pods_from_the_address_on_the_lan(
+    tmp_path: Path,
+) -> None:
+    world = make_world(tmp_path)
+    lan = {"vpn": False, "interface": "end0", "mtu": 1500, "pods_ipv6": ""}
+    world.supervisor.document |= lan | {"addresses": ["169.254.7.7", "192.168.1.1", "fd00::1"]}
+    await world.turns(10, 4)
+    network = read_conflist(world.places.conflist.read_bytes())
+    assert network.mtu == 1450
+    assert [one.version for one in network.ranges] == [4]
+    variables = (world.places.flannel_dir / "flannel.env").read_text()
+    assert variables == "NODE_NAME=founder\nSKERRY_INTERFACE=192.168.1.1\n"
+    assert 'advertise-address: "192.168.1.1"' in world.places.config.read_text()
+
+
+async def test_without_a_tunnel_and_without_dhcp_it_says_what_is_missing(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    world.supervisor.document |= {"vpn": False, "addresses": ["169.254.7.7", "fe80::1"]}
+    await world.turns(10, 4)
+    assert [one["code"] for one in world.status["problems"]] == ["no-node-address"]
+    assert world.units.calls == []
+    assert not world.places.flannel_dir.exists()
+    world.supervisor.document["addresses"] = ["192.168.1.1"]
+    await world.turns(10, 4)
+    assert world.status["problems"] == []
+    assert world.units.calls == [("start", SERVER_UNIT)]
+
+
 async def test_pods_that_cannot_be_connected_are_a_problem_and_the_engine_is_not_held_up(
     tmp_path: Path,
 ) -> None:
